@@ -1,0 +1,39 @@
+"""The session contract: what a client may ask of a warm conversation, whoever serves it."""
+
+from modeld.session.contract import ModelService, PartStream, Session
+from modeld.session.manifest import Manifest, Segment, token_hash
+from modeld.session.values import (
+    ContextReport,
+    EngineStatus,
+    InstalledModel,
+    ModelDescription,
+    ModelRef,
+    NodeStatus,
+    Plan,
+    PrefixStatus,
+    SessionConfig,
+    SessionInfo,
+    SnapshotInfo,
+    SuffixStatus,
+)
+
+__all__ = [
+    "ContextReport",
+    "EngineStatus",
+    "InstalledModel",
+    "Manifest",
+    "ModelDescription",
+    "ModelRef",
+    "ModelService",
+    "NodeStatus",
+    "PartStream",
+    "Plan",
+    "PrefixStatus",
+    "Segment",
+    "Session",
+    "SessionConfig",
+    "SessionInfo",
+    "SnapshotInfo",
+    "SuffixStatus",
+    "token_hash",
+]

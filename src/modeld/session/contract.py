@@ -1,0 +1,160 @@
+"""The contract as protocols: the node implements them in process, the gRPC client over a wire.
+
+The usual order is ``ensure_prefix`` -> ``prefill_suffix`` -> ``decode``; :meth:`Session.turn` is all three in one call that
+nobody else's call on the same session can come between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+from modeld.session.values import (
+    ContextReport,
+    InstalledModel,
+    ModelDescription,
+    ModelRef,
+    NodeStatus,
+    PrefixStatus,
+    SessionConfig,
+    SessionInfo,
+    SnapshotInfo,
+    SuffixStatus,
+)
+from modeld.types import DecodeOptions, EndPart, Message, StreamPart, Tool, TurnResult
+
+
+class PartStream(Protocol):
+    """An answer as it is made: typed parts, then exactly one :class:`~modeld.types.EndPart`.
+
+    Nothing runs before the first part is asked for. A stream that fails raises instead of sending an end part.
+    Leaving the ``async with`` block (or ``aclose``) before the end cancels the work.
+    """
+
+    def __aiter__(self) -> AsyncIterator[StreamPart]: ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None: ...
+
+    async def join(self) -> TurnResult:
+        """Read to the end and join the parts."""
+        ...
+
+    async def cancel(self) -> EndPart:
+        """Stop the work and return the end part, with finish reason ``cancelled`` and the usage so far.
+
+        The session stays usable: its tape holds what was computed in whole steps and nothing else. When the answer had
+        ended already, that end part is returned. Parts not read yet are discarded.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Cancel if it still runs, and forget the stream."""
+        ...
+
+
+class Session(Protocol):
+    """A warm conversation on the node. Many clients may hold the same one; each call is atomic on it."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def workspace(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    async def ensure_prefix(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> PrefixStatus:
+        """Make the stable part of the context resident.
+
+        :raises ContextOverflowError: it does not fit the window; nothing changed.
+        """
+        ...
+
+    async def prefill_suffix(self, messages: Sequence[Message], *, think: str = "auto") -> SuffixStatus:
+        """Append messages after the prefix, render the whole conversation and compute what is not on the tape.
+
+        May be called again to append more.
+
+        :raises ContextOverflowError: it does not fit the window; nothing changed.
+        """
+        ...
+
+    def decode(self, options: DecodeOptions | None = None) -> PartStream:
+        """Generate from where the tape ends; called again, it goes on."""
+        ...
+
+    def turn(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        think: str = "auto",
+        options: DecodeOptions | None = None,
+    ) -> PartStream:
+        """Answer a whole conversation: prefix, suffix and decode in one atomic call."""
+        ...
+
+    async def explain(self) -> ContextReport:
+        """What is resident, under which identity, and what it cost."""
+        ...
+
+    async def snapshot(self) -> SnapshotInfo:
+        """Save tape and KV to the node's disk."""
+        ...
+
+    async def restore(self, snapshot_id: str) -> PrefixStatus:
+        """Replace tape and KV by a snapshot's. A mismatch is an error and changes nothing.
+
+        :raises SnapshotNotFoundError: no such snapshot.
+        :raises ManifestMismatchError: it is of another model, build or KV type.
+        """
+        ...
+
+    async def fork(self, name: str, *, workspace: str = "") -> Session:
+        """Open session ``name`` with a copy of this tape that shares its KV. What ``name`` held before is replaced."""
+        ...
+
+    async def close(self) -> None:
+        """Give the handle back. The session keeps its tape: who opens the same name finds it. Safe to call twice."""
+        ...
+
+
+class ModelService(Protocol):
+    """What a node offers, in process or over a wire."""
+
+    async def open_session(self, ref: ModelRef | str, config: SessionConfig | None = None) -> Session:
+        """Open, or come back to, the session named by ``config`` on a model, loading the model if it is not resident.
+
+        Another model that is resident is switched out as soon as none of its calls runs.
+        """
+        ...
+
+    async def describe(self, ref: ModelRef | str, config: SessionConfig | None = None) -> ModelDescription:
+        """What the model is and whether it fits, without loading anything."""
+        ...
+
+    async def models(self) -> list[InstalledModel]:
+        """Models the node can name; ``tiny`` is always among them."""
+        ...
+
+    async def load(self, ref: ModelRef | str, config: SessionConfig | None = None) -> NodeStatus:
+        """Make a model resident."""
+        ...
+
+    async def unload(self) -> NodeStatus:
+        """End the engine process, after running calls have ended."""
+        ...
+
+    async def status(self) -> NodeStatus:
+        """The node's state; never waits for the engine."""
+        ...
+
+    async def sessions(self) -> list[SessionInfo]:
+        """All sessions, the last used first."""
+        ...

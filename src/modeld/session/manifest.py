@@ -1,0 +1,64 @@
+"""The identity under which KV may be reused.
+
+Two tapes share KV only when their manifests are equal *and* their tokens are: bytes alone never prove reuse.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from array import array
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+
+class Segment(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A stretch of the context: one message, or the template's own text around it.
+
+    :param stable: part of the prefix that the caller named as stable.
+    """
+
+    kind: Literal["system", "user", "assistant", "tool", "tools"]
+    stable: bool = False
+    message_index: int | None = None
+    characters: int = 0
+
+
+class Manifest(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Everything but the tokens that changes what KV holds.
+
+    :param engine_build: build of the native library; KV of another build is not trusted.
+    :param adapters: ``digest:scale`` of each adapter, in order.
+    """
+
+    engine: str
+    engine_build: str
+    model_digest: str
+    template_digest: str
+    tokenizer_digest: str = ""
+    add_bos: bool = False
+    kv_type: str = "f16"
+    adapters: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON of all fields."""
+        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
+
+    def difference(self, other: Manifest) -> str | None:
+        """Name of the first field that differs, ``None`` when KV may be shared."""
+        for name in self.__struct_fields__:
+            if getattr(self, name) != getattr(other, name):
+                return name
+        return None
+
+
+def token_hash(tokens: Iterable[int]) -> str:
+    """SHA-256 over the ids, each as a signed 64-bit little-endian integer."""
+    ids = array("q", tokens)
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return hashlib.sha256(ids.tobytes()).hexdigest()

@@ -1,0 +1,254 @@
+"""The values of the session contract: references, configuration, plans, statuses."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from modeld.errors import InvalidRequestError
+from modeld.session.manifest import Manifest, Segment
+from modeld.types import Receipt
+
+SlotState = Literal["empty", "loading", "ready", "unloading", "failed"]
+SessionClass = Literal["main", "subagent", "side"]
+KVType = Literal["f16", "q8_0", "q4_0"]
+
+
+def _check_name(kind: str, value: str) -> None:
+    if not value or len(value) > 200 or any(ord(c) < 32 or ord(c) == 127 for c in value):
+        raise InvalidRequestError(f"a {kind} is 1 to 200 printable characters, not {value[:40]!r}", parameter=kind)
+
+
+class ModelRef(Struct, frozen=True, omit_defaults=True):
+    """Which model. Identity is name, type and digest; ``path`` is a hint where its file lies.
+
+    :param name: an installed name; empty with a ``path``: the name is the file's.
+    :param type: ``llama``, ``openvino``, ``fake``; empty: whatever the file is.
+    :param digest: hex SHA-256 of the file; where given, a file of another digest is refused.
+    """
+
+    name: str = ""
+    type: str = ""
+    digest: str = ""
+    path: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name and not self.path:
+            raise InvalidRequestError("a model reference needs a name or a path", parameter="name")
+        if self.name:
+            _check_name("model name", self.name)
+        if "\0" in self.path:
+            raise InvalidRequestError("a model path must not hold a null character", parameter="path")
+
+
+class SessionConfig(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """How a session is opened.
+
+    :param workspace: scope of ``name``: the same name in two workspaces is two sessions.
+    :param context: tokens the session must be able to hold; 0 takes what the plan gives.
+    :param kv_type: type of the KV cells; part of the manifest.
+    :param session_class: what the session is for; weighs in what leaves memory first.
+    :param pin: its KV is the last to leave. :param ttl: seconds after last use when its KV may go; 0: the node's default.
+    :raises InvalidRequestError: a value outside its range.
+    """
+
+    workspace: str = "default"
+    name: str = "default"
+    context: int = 0
+    kv_type: KVType = "f16"
+    session_class: SessionClass = "main"
+    pin: bool = False
+    ttl: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_name("workspace", self.workspace)
+        _check_name("session name", self.name)
+        if not 0 <= self.context <= 2**31 - 1:
+            raise InvalidRequestError(f"context must be 0 or more tokens, not {self.context}", parameter="context")
+        if not 0 <= self.ttl <= 10**9:
+            raise InvalidRequestError(f"ttl must be 0 or more seconds, not {self.ttl}", parameter="ttl")
+
+
+class Plan(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The capacity planner's answer, with its arithmetic. All sizes are bytes.
+
+    ``required = weights + kv + overhead``; ``usable = free - reserve``; it fits when ``required <= usable``.
+
+    :param context: tokens one session can hold. :param cells: KV cells in all, shared by the sessions.
+    :param max_context: the largest ``context`` that would fit now.
+    :param gpu_layers: layers on the device; -1 is all, 0 is none (processor). :param device: where it runs.
+    """
+
+    fits: bool
+    context: int
+    cells: int
+    max_context: int
+    kv_bytes_per_token: int
+    kv_type: str
+    weights: int
+    kv: int
+    overhead: int
+    required: int
+    free: int
+    reserve: int
+    usable: int
+    device: str = "cpu"
+    gpu_layers: int = 0
+    reason: str = ""
+    alternatives: tuple[str, ...] = ()
+
+
+class ModelDescription(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a model is and how it would run here, read without loading it.
+
+    :param context_length: the window it was trained for, in tokens.
+    """
+
+    name: str
+    type: str
+    digest: str
+    path: str
+    size: int
+    architecture: str = ""
+    quantization: str = ""
+    parameters: int = 0
+    layers: int = 0
+    context_length: int = 0
+    sliding_window: int = 0
+    vocabulary: int = 0
+    has_template: bool = False
+    tools: bool = False
+    thinking: bool = False
+    resident: bool = False
+    plan: Plan
+
+
+class InstalledModel(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A model that the node can name. ``error`` says why a file cannot be served."""
+
+    name: str
+    type: str
+    path: str
+    size: int
+    modified: float = 0.0
+    bundled: bool = False
+    resident: bool = False
+    error: str = ""
+
+
+class EngineStatus(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The engine process."""
+
+    pid: int
+    backend: str
+    build: str = ""
+    rss: int = 0
+
+
+class NodeStatus(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The node, readable at any time, during loads and decodes too.
+
+    :param generation: grows at each load. :param idle_ttl: seconds without use until the engine exits; 0 never.
+    """
+
+    instance_id: str
+    epoch: int
+    pid: int
+    version: str
+    data_root: str
+    endpoints: tuple[str, ...]
+    state: SlotState
+    generation: int
+    uptime: float
+    idle_ttl: float
+    rss: int = 0
+    model: str = ""
+    digest: str = ""
+    context: int = 0
+    cells: int = 0
+    cells_used: int = 0
+    engine: EngineStatus | None = None
+    sessions: int = 0
+    active: int = 0
+    idle_seconds: float = 0.0
+    last_error: str = ""
+
+
+class SessionInfo(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A session as ``ps`` shows it.
+
+    :param tape: tokens of its conversation. :param hot: tokens whose KV the engine holds now.
+    """
+
+    workspace: str
+    name: str
+    model: str
+    digest: str
+    generation: int
+    tape: int
+    hot: int
+    window: int
+    active: bool = False
+    handles: int = 0
+    session_class: SessionClass = "main"
+    pin: bool = False
+    last_used: float = 0.0
+    engine_pid: int = 0
+
+
+class PrefixStatus(Struct, frozen=True, kw_only=True):
+    """After ``ensure_prefix``: the stable prefix is in the KV.
+
+    What followed it on the tape stays until the next call says whether it is needed.
+
+    :param available: tokens that still fit the window after the prefix.
+    """
+
+    receipt: Receipt
+    prefix_tokens: int
+    available: int
+    prefix_token_hash: str
+    manifest_digest: str
+
+
+class SuffixStatus(Struct, frozen=True, kw_only=True):
+    """After ``prefill_suffix``: prefix and suffix are in the KV, ready for ``decode``."""
+
+    receipt: Receipt
+    prefix_tokens: int
+    suffix_tokens: int
+    available: int
+    manifest_digest: str
+
+
+class SnapshotInfo(Struct, frozen=True, kw_only=True):
+    """A saved session state. ``id`` is the SHA-256 of the file."""
+
+    id: str
+    tokens: int
+    size: int
+    manifest_digest: str
+    tape_hash: str
+
+
+class ContextReport(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What ``explain`` tells: the session's context, its identity, and what it cost so far."""
+
+    workspace: str
+    name: str
+    model: str
+    generation: int
+    resident: int
+    prefix_tokens: int
+    window: int
+    available: int
+    tape_hash: str
+    manifest: Manifest | None = None
+    segments: tuple[Segment, ...] = ()
+    last_receipt: Receipt | None = None
+    prefill_calls: int = 0
+    prefill_tokens: int = 0
+    decode_calls: int = 0
+    decode_tokens: int = 0
+    fatal: str = ""

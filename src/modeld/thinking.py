@@ -1,0 +1,44 @@
+"""How much a model may think: one scale for every backend.
+
+``auto`` leaves the choice to the model's template or vendor; the other levels are ordered.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast, get_args
+
+from modeld.errors import InvalidRequestError
+
+ThinkLevel = Literal["auto", "off", "minimal", "low", "medium", "high", "xhigh"]
+
+LEVELS: tuple[str, ...] = get_args(ThinkLevel)
+
+_ALIASES: dict[str, ThinkLevel] = {
+    "": "auto",
+    "default": "auto",
+    "false": "off",
+    "none": "off",
+    "no": "off",
+    "0": "off",
+    "disable": "off",
+    "disabled": "off",
+    "true": "high",
+    "on": "high",
+    "yes": "high",
+    "1": "high",
+}
+
+
+def parse_think(value: str | bool | None) -> ThinkLevel:
+    """The level that ``value`` names: a level, an alias such as ``on``, or a boolean.
+
+    :raises InvalidRequestError: for anything else; nothing is guessed.
+    """
+    if value is None:
+        return "auto"
+    text = str(value).strip().lower()
+    if text in LEVELS:
+        return cast(ThinkLevel, text)
+    if text in _ALIASES:
+        return _ALIASES[text]
+    raise InvalidRequestError(f"unknown thinking level {value!r}: use one of {', '.join(LEVELS)}", value=str(value))

@@ -1,0 +1,335 @@
+"""The values every backend speaks: messages, tools, options, stream parts, usage.
+
+All are frozen :class:`msgspec.Struct`: the same object is the Python API, the engine frame and the JSON.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from msgspec import Struct, field
+
+from modeld.errors import InvalidRequestError
+
+Role = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length", "context_full", "tool_calls", "refused", "cancelled", "error"]
+
+
+class FunctionCall(Struct, frozen=True, omit_defaults=True):
+    """What a model calls. ``arguments`` is JSON text exactly as the model wrote it, valid or not."""
+
+    name: str
+    arguments: str = "{}"
+
+
+class ToolCall(Struct, frozen=True, omit_defaults=True):
+    """One call of a tool by the model. ``provider_meta`` is opaque and must be sent back unchanged."""
+
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+    provider_meta: dict[str, Any] | None = None
+
+
+class Message(Struct, frozen=True, omit_defaults=True):
+    """One message of a conversation.
+
+    ``thinking`` is for reading: it is never sent to a model. ``provider_meta`` is opaque and must be sent back unchanged.
+    """
+
+    role: Role
+    content: str = ""
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+    provider_meta: dict[str, Any] | None = None
+
+
+class FunctionTool(Struct, frozen=True, omit_defaults=True):
+    """A function a model may call; ``parameters`` is a JSON schema."""
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+class Tool(Struct, frozen=True):
+    """A tool as OpenAI writes it: ``{"type": "function", "function": {...}}``."""
+
+    function: FunctionTool
+    type: Literal["function"] = "function"
+
+
+class DecodeOptions(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """How to sample.
+
+    :param max_tokens: tokens to generate at most; ``None`` goes on to the end of the window.
+    :param temperature: 0 is greedy.
+    :param top_k: 0 is off. :param top_p: 1 is off. :param min_p: 0 is off.
+    :param repeat_penalty: 1 is off; looks back ``penalty_last_n`` tokens, prompt included.
+    :param seed: 0 to 2**32 - 2; ``None`` is random, and the end part reports the seed that was drawn.
+    :param stop: strings that end the answer; they are not part of it.
+    :param ignore_eos: go on after the model's own end; for benchmarks.
+    :raises InvalidRequestError: a value outside its range.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    penalty_last_n: int = 64
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1, or None"),
+            ("temperature", 0 <= self.temperature <= 100, "between 0 and 100"),
+            ("top_k", 0 <= self.top_k <= 2**31 - 1, "0 or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("repeat_penalty", 0 < self.repeat_penalty <= 100, "above 0 and at most 100"),
+            ("frequency_penalty", math.isfinite(self.frequency_penalty), "a finite number"),
+            ("presence_penalty", math.isfinite(self.presence_penalty), "a finite number"),
+            ("penalty_last_n", 0 <= self.penalty_last_n <= 2**20, "between 0 and 1048576"),
+            ("seed", self.seed is None or 0 <= self.seed <= 2**32 - 2, "between 0 and 4294967294, or None"),
+            ("stop", len(self.stop) <= 64 and all(self.stop), "at most 64 strings, none empty"),
+        )
+        for name, fine, rule in checks:
+            if not fine:
+                raise InvalidRequestError(f"{name} must be {rule}, not {getattr(self, name)!r}", parameter=name)
+
+
+class Usage(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Tokens of one call. ``None`` means unknown, which is not 0.
+
+    :param input: tokens the model saw, cached ones included.
+    :param cache_read: the part of ``input`` that was not computed again.
+    :param output: tokens generated, thinking included, the end token not.
+    :param source: ``reported`` by a vendor, ``counted`` by an engine of ours, ``estimated``.
+    """
+
+    input: int | None = None
+    cache_read: int | None = None
+    cache_write: int | None = None
+    output: int | None = None
+    reasoning: int | None = None
+    source: Literal["reported", "counted", "estimated"] = "counted"
+
+
+ReuseReason = Literal[
+    "new_session",
+    "message_changed",
+    "history_shortened",
+    "answer_changed",
+    "thinking_dropped",
+    "tools_changed",
+    "think_changed",
+    "retokenized",
+    "evicted",
+    "engine_lost",
+    "model_changed",
+]
+"""Why reuse stopped where it did. ``evicted`` and ``engine_lost``: the KV was gone, not different."""
+
+
+class ReuseStop(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Where and why reuse of a session's tape stopped.
+
+    :param token: index of the first token that could not be reused.
+    :param message_index: message (of the call) in which old and new part; ``None`` where no message is to blame.
+    :param character: offset of the first differing character in that message's content.
+    :param old: up to 40 characters around the place as the tape has it. :param new: as the call has it.
+    """
+
+    reason: ReuseReason
+    token: int = 0
+    message_index: int | None = None
+    character: int | None = None
+    old: str = ""
+    new: str = ""
+    detail: str = ""
+
+
+class Receipt(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a call cost, in tokens. ``reused + restored + prefilled`` is the whole input.
+
+    :param prefilled: computed by this call (at least 1 where logits were needed).
+    :param dropped: left the session's tape because they differ from the input (or because the KV was lost).
+    :param resident: on the tape after the call. :param window: tokens the session can hold.
+    :param rebound: the handle was of an older generation and was bound to this one.
+    :param stop: ``None`` when the whole tape was reused.
+    """
+
+    reused: int = 0
+    restored: int = 0
+    prefilled: int = 0
+    dropped: int = 0
+    resident: int = 0
+    window: int = 0
+    generation: int = 0
+    rebound: bool = False
+    stop: ReuseStop | None = None
+    queue_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    @property
+    def input(self) -> int:
+        """Tokens of the rendered input."""
+        return self.reused + self.restored + self.prefilled
+
+
+class TextPart(Struct, frozen=True, tag="text"):
+    """A piece of the answer."""
+
+    text: str
+
+
+class ThinkingPart(Struct, frozen=True, tag="thinking"):
+    """A piece of the model's thinking."""
+
+    text: str
+
+
+class ToolCallStart(Struct, frozen=True, tag="tool_call_start"):
+    """A tool call begins; its arguments follow as deltas with the same index."""
+
+    index: int
+    id: str
+    name: str
+
+
+class ToolCallDelta(Struct, frozen=True, tag="tool_call_delta"):
+    """A piece of the JSON text of a call's arguments."""
+
+    index: int
+    arguments: str
+
+
+class ToolCallEnd(Struct, frozen=True, tag="tool_call_end"):
+    """A tool call is complete."""
+
+    index: int
+
+
+class ProgressPart(Struct, frozen=True, tag="progress"):
+    """Prefill goes on: ``done`` of ``total`` input tokens, of which ``cached`` were reused or restored."""
+
+    cached: int
+    done: int
+    total: int
+
+
+class WarningPart(Struct, frozen=True, tag="warning"):
+    """Something the caller should know and that changed nothing."""
+
+    code: str
+    message: str
+
+
+class ErrorPart(Struct, frozen=True, tag="error"):
+    """Malformed model output: ``raw`` was also sent as text. The stream goes on."""
+
+    code: str
+    message: str
+    raw: str = ""
+
+
+class EndPart(Struct, frozen=True, tag="end", kw_only=True):
+    """The last part of every stream, also of a cancelled one.
+
+    ``seed`` is the one that was used, drawn at random where none was given.
+    """
+
+    finish_reason: FinishReason
+    usage: Usage
+    receipt: Receipt
+    model: str = ""
+    seed: int | None = None
+    stop: str = ""
+
+
+StreamPart = (
+    TextPart
+    | ThinkingPart
+    | ToolCallStart
+    | ToolCallDelta
+    | ToolCallEnd
+    | ProgressPart
+    | WarningPart
+    | ErrorPart
+    | EndPart
+)
+
+
+class TurnResult(Struct, frozen=True, kw_only=True):
+    """A stream, joined. ``message`` is ready to be appended to the conversation."""
+
+    message: Message
+    end: EndPart
+    warnings: tuple[WarningPart, ...] = ()
+    errors: tuple[ErrorPart, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The answer's text."""
+        return self.message.content
+
+    @property
+    def receipt(self) -> Receipt:
+        """What the turn cost."""
+        return self.end.receipt
+
+
+class PartsJoiner:
+    """Joins stream parts into a :class:`TurnResult`; the joined stream equals the whole result."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._thinking: list[str] = []
+        self._calls: dict[int, tuple[str, str, list[str]]] = {}
+        self._warnings: list[WarningPart] = []
+        self._errors: list[ErrorPart] = []
+        self._end: EndPart | None = None
+
+    def add(self, part: StreamPart) -> None:
+        """Take the next part, in order."""
+        match part:
+            case TextPart(text=text):
+                self._text.append(text)
+            case ThinkingPart(text=text):
+                self._thinking.append(text)
+            case ToolCallStart(index=index, id=id_, name=name):
+                self._calls[index] = (id_, name, [])
+            case ToolCallDelta(index=index, arguments=arguments):
+                self._calls[index][2].append(arguments)
+            case WarningPart():
+                self._warnings.append(part)
+            case ErrorPart():
+                self._errors.append(part)
+            case EndPart():
+                self._end = part
+            case ToolCallEnd() | ProgressPart():
+                pass
+
+    def result(self) -> TurnResult:
+        """The whole.
+
+        :raises InvalidRequestError: no end part was added.
+        """
+        if self._end is None:
+            raise InvalidRequestError("the stream has no end part yet")
+        calls = tuple(
+            ToolCall(id=id_, function=FunctionCall(name, "".join(arguments)))
+            for _, (id_, name, arguments) in sorted(self._calls.items())
+        )
+        message = Message("assistant", "".join(self._text), thinking="".join(self._thinking), tool_calls=calls)
+        return TurnResult(message=message, end=self._end, warnings=tuple(self._warnings), errors=tuple(self._errors))

@@ -35,7 +35,7 @@ class ToolCall(Struct, frozen=True, omit_defaults=True):
 class Message(Struct, frozen=True, omit_defaults=True):
     """One message of a conversation.
 
-    ``thinking`` is for reading: it is never sent to a model. ``provider_meta`` is opaque and must be sent back unchanged.
+    ``thinking`` is for reading: it is never sent to a model. ``provider_meta`` is opaque and goes back unchanged.
     """
 
     role: Role

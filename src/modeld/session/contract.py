@@ -1,7 +1,7 @@
 """The contract as protocols: the node implements them in process, the gRPC client over a wire.
 
-The usual order is ``ensure_prefix`` -> ``prefill_suffix`` -> ``decode``; :meth:`Session.turn` is all three in one call that
-nobody else's call on the same session can come between.
+The usual order is ``ensure_prefix`` -> ``prefill_suffix`` -> ``decode``; :meth:`Session.turn` is all three in one call
+that nobody else's call on the same session can come between.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from modeld.session.values import (
     NodeStatus,
     PrefixStatus,
     SessionConfig,
+    SessionHandle,
     SessionInfo,
     SnapshotInfo,
     SuffixStatus,
@@ -61,13 +62,9 @@ class Session(Protocol):
     """A warm conversation on the node. Many clients may hold the same one; each call is atomic on it."""
 
     @property
-    def model(self) -> str: ...
-
-    @property
-    def workspace(self) -> str: ...
-
-    @property
-    def name(self) -> str: ...
+    def handle(self) -> SessionHandle:
+        """Workspace, name, resolved model and the generation last seen."""
+        ...
 
     async def ensure_prefix(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> PrefixStatus:
         """Make the stable part of the context resident.
@@ -133,6 +130,10 @@ class ModelService(Protocol):
 
         Another model that is resident is switched out as soon as none of its calls runs.
         """
+        ...
+
+    def attach(self, handle: SessionHandle) -> Session:
+        """The session that ``handle`` names, without asking anybody; calls on it find out whether it is still there."""
         ...
 
     async def describe(self, ref: ModelRef | str, config: SessionConfig | None = None) -> ModelDescription:

@@ -49,7 +49,8 @@ class SessionConfig(Struct, frozen=True, omit_defaults=True, kw_only=True):
     :param context: tokens the session must be able to hold; 0 takes what the plan gives.
     :param kv_type: type of the KV cells; part of the manifest.
     :param session_class: what the session is for; weighs in what leaves memory first.
-    :param pin: its KV is the last to leave. :param ttl: seconds after last use when its KV may go; 0: the node's default.
+    :param pin: its KV is the last to leave.
+    :param ttl: seconds after last use when its KV may go; 0 is the node's default.
     :raises InvalidRequestError: a value outside its range.
     """
 
@@ -68,6 +69,22 @@ class SessionConfig(Struct, frozen=True, omit_defaults=True, kw_only=True):
             raise InvalidRequestError(f"context must be 0 or more tokens, not {self.context}", parameter="context")
         if not 0 <= self.ttl <= 10**9:
             raise InvalidRequestError(f"ttl must be 0 or more seconds, not {self.ttl}", parameter="ttl")
+
+
+class SessionHandle(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Names a session towards the node. It is all a client holds: the node keeps no table of handles that could leak.
+
+    :param ref: the resolved model, with its digest.
+    :param generation: of the residency that the client last saw.
+    :param epoch: of the owner that the client last saw.
+    """
+
+    workspace: str
+    name: str
+    ref: ModelRef
+    generation: int
+    window: int = 0
+    epoch: int = 0
 
 
 class Plan(Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -1,0 +1,146 @@
+"""The seam between the scheduler and whatever computes: what an engine must be able to do.
+
+A backend holds KV for *sequences*, small integers that the scheduler hands out. It is used by one thread. A new engine
+is one class that satisfies :class:`Backend`, and an entry in :func:`load_runtime`.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Protocol
+
+from msgspec import Struct
+
+from modeld.engine.protocol import Device, Load
+from modeld.errors import NotSupportedError
+from modeld.types import DecodeOptions
+
+
+class StepResult(Enum):
+    """How a step ended."""
+
+    OK = "ok"
+    NO_SPACE = "no_space"
+    """No cells for the batch; nothing was changed."""
+    ABORTED = "aborted"
+    """Stopped inside; some of the batch may be in the KV: cut every sequence in it."""
+    FAILED = "failed"
+    """The native library refused or failed; what the KV holds is not known."""
+
+
+class Slice(Struct, frozen=True):
+    """Tokens of one sequence in a batch.
+
+    :param start: position of the first. :param logits: whether the last one's logits are wanted.
+    """
+
+    sequence: int
+    start: int
+    tokens: list[int]
+    logits: bool
+
+
+class Vocabulary(Protocol):
+    """Text to tokens and back."""
+
+    def tokenize(self, text: bytes, *, add_special: bool) -> list[int]:
+        """Token ids; text that spells a control token becomes that token."""
+        ...
+
+    def piece(self, token: int) -> bytes:
+        """The bytes a token stands for; those of a control token are its name."""
+        ...
+
+    def is_end(self, token: int) -> bool:
+        """Whether the model ends its answer with it."""
+        ...
+
+
+class Sampler(Protocol):
+    """Chooses tokens for one stream."""
+
+    def sample(self, row: int) -> int:
+        """A token from the logits of the last step's ``row``-th slice that wanted them."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Backend(Vocabulary, Protocol):
+    """A resident model."""
+
+    template_source: str
+    bos: str
+    eos: str
+    add_bos: bool
+    tokenizer_digest: str
+    template_is_default: bool
+    warnings: tuple[str, ...]
+
+    def step(self, slices: list[Slice]) -> StepResult:
+        """Compute a batch. At most :attr:`Load.batch` tokens; a token has one sequence."""
+        ...
+
+    def sampler(self, options: DecodeOptions, seed: int, history: list[int]) -> Sampler:
+        """A sampler for a stream whose context so far is ``history``."""
+        ...
+
+    def remove(self, sequence: int, start: int) -> bool:
+        """Forget positions from ``start`` on.
+
+        ``False``: this model can only forget a whole sequence; nothing was done.
+        """
+        ...
+
+    def share(self, source: int, target: int) -> None:
+        """Let the empty sequence ``target`` hold all that ``source`` holds, without copying KV."""
+        ...
+
+    def save(self, sequence: int) -> bytes:
+        """The KV of a sequence as bytes that :meth:`restore` of an equal manifest takes."""
+        ...
+
+    def restore(self, sequence: int, state: bytes) -> bool:
+        """Fill the empty sequence. ``False``: the bytes do not fit; the sequence is empty."""
+        ...
+
+    def request_abort(self) -> None:
+        """Called by another thread while :meth:`step` runs: end it early where the device can."""
+        ...
+
+    def clear_abort(self) -> None:
+        """Called before a step that may be aborted, and after it."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Runtime(Protocol):
+    """A native library, before a model is loaded."""
+
+    build: str
+    devices: tuple[Device, ...]
+
+    def load(self, request: Load) -> Backend:
+        """Make the model resident.
+
+        :raises ModelLoadError: it could not be loaded.
+        """
+        ...
+
+
+def load_runtime(name: str) -> Runtime:
+    """The runtime of a backend by name. Importing it is what makes the process native.
+
+    :raises NotSupportedError: no such backend.
+    :raises MissingDependencyError: its packages are not installed.
+    """
+    if name == "fake":
+        from modeld.engine.fake.backend import FakeRuntime
+
+        return FakeRuntime()
+    if name == "llama":
+        from modeld.engine.llama.runtime import LlamaRuntime
+
+        return LlamaRuntime()
+    raise NotSupportedError(f"there is no engine {name!r}; there are llama and fake", feature=name)

@@ -1,0 +1,204 @@
+"""An engine without native code: one rune is one token, and the answer is a function of the KV alone.
+
+It echoes the last user message and adds the CRC-32 of everything before the answer, so that a wrong cell anywhere in
+the KV shows as a wrong answer. Messages that begin with a command do more:
+
+    !count N        counts to N, one rune a token
+    !call NAME {…}  calls a tool with these arguments
+    !abort          ends the process as a native assertion would
+    !fail           lets the step fail
+
+With thinking on, the answer begins with one thought. A model name ``fake:delay=0.01,window=512`` sets seconds per token
+and the trained window.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import zlib
+
+from modeld.engine.backend import Slice, StepResult
+from modeld.engine.protocol import Device, Load
+from modeld.errors import InvalidRequestError
+from modeld.types import DecodeOptions
+
+START, END = "\ue000", "\ue001"
+WINDOW = 4096
+TEMPLATE = (
+    """
+{%- if tools -%}{{ 'START' + 'tools ' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ 'END' }}{%- endif -%}
+{%- for m in messages -%}{{ 'START' + m.role + ' ' + m.content }}
+{%- for c in m.tool_calls or [] -%}
+{{ '<tool_call>\\n{"name": "' + c.function.name + '", "arguments": ' + c.function.arguments + '}\\n</tool_call>' }}
+{%- endfor -%}{{ 'END' }}{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'START' + 'assistant ' }}
+{%- if enable_thinking is defined and enable_thinking -%}{{ '<think>\\n' }}{%- endif -%}{%- endif -%}
+""".replace("START", START)
+    .replace("END", END)
+    .strip()
+)
+"""Runes of the private use area stand where a real model has control tokens. History carries no thinking."""
+
+
+def fake_settings(name: str) -> dict[str, float]:
+    """The settings in a name such as ``fake:delay=0.01``.
+
+    :raises InvalidRequestError: an unknown or malformed setting.
+    """
+    settings = {"delay": 0.0, "window": float(WINDOW)}
+    for item in filter(None, name.partition(":")[2].split(",")):
+        key, _, value = item.partition("=")
+        try:
+            if key not in settings:
+                raise ValueError
+            settings[key] = float(value)
+        except ValueError:
+            raise InvalidRequestError(
+                f"the fake model knows {', '.join(settings)} as settings, not {item!r}", parameter="name"
+            ) from None
+    return settings
+
+
+class FakeRuntime:
+    """The fake as a runtime."""
+
+    build = "fake-1"
+    devices: tuple[Device, ...] = ()
+
+    def load(self, request: Load) -> FakeBackend:
+        """Make a fake model resident."""
+        return FakeBackend(request)
+
+
+class FakeSampler:
+    """Reads the next rune of the scripted answer."""
+
+    def __init__(self, backend: FakeBackend) -> None:
+        self._backend = backend
+
+    def sample(self, row: int) -> int:
+        """The next rune for the ``row``-th slice with logits."""
+        return self._backend.rows[row]
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class FakeBackend:
+    """Cells in a Python list per sequence, checked as strictly as a native library would break."""
+
+    template_source = TEMPLATE
+    bos = ""
+    eos = END
+    add_bos = False
+    tokenizer_digest = hashlib.sha256(b"one rune is one token").hexdigest()
+    template_is_default = False
+    warnings: tuple[str, ...] = ()
+
+    def __init__(self, request: Load) -> None:
+        self._cells: dict[int, list[int]] = {}
+        self._limit = request.cells
+        self._sequences = request.sequences
+        self._batch = request.batch
+        self._delay = fake_settings(request.name)["delay"]
+        self._abort = False
+        self.rows: list[int] = []
+
+    def tokenize(self, text: bytes, *, add_special: bool) -> list[int]:
+        """Runes as numbers."""
+        return [ord(rune) for rune in text.decode("utf-8", "replace")]
+
+    def piece(self, token: int) -> bytes:
+        """The rune in UTF-8."""
+        return chr(token).encode("utf-8", "replace")
+
+    def is_end(self, token: int) -> bool:
+        """Whether the rune ends a message."""
+        return token == ord(END)
+
+    def step(self, slices: list[Slice]) -> StepResult:
+        """Append the tokens to their sequences; a gap or a foreign position fails the step."""
+        if sum(len(part.tokens) for part in slices) > self._batch:
+            return StepResult.FAILED
+        if self.used() + sum(len(part.tokens) for part in slices) > self._limit:
+            return StepResult.NO_SPACE
+        rows: list[int] = []
+        for part in slices:
+            cells = self._cells.setdefault(part.sequence, [])
+            if part.start != len(cells) or not 0 <= part.sequence < self._sequences:
+                return StepResult.FAILED
+            for token in part.tokens:
+                if self._delay:
+                    time.sleep(self._delay)
+                if self._abort:
+                    return StepResult.ABORTED
+                cells.append(token)
+            if part.logits:
+                rows.append(self._next(cells))
+        self.rows = rows
+        return StepResult.FAILED if 0 in rows else StepResult.OK
+
+    def sampler(self, options: DecodeOptions, seed: int, history: list[int]) -> FakeSampler:
+        """The scripted sampler; options change nothing."""
+        return FakeSampler(self)
+
+    def remove(self, sequence: int, start: int) -> bool:
+        """Cut the sequence."""
+        del self._cells.setdefault(sequence, [])[start:]
+        return True
+
+    def share(self, source: int, target: int) -> None:
+        """Copy the list; the fake counts shared cells twice."""
+        self._cells[target] = list(self._cells.get(source, []))
+
+    def save(self, sequence: int) -> bytes:
+        """The cells as text."""
+        return "".join(map(chr, self._cells.get(sequence, []))).encode("utf-8", "surrogatepass")
+
+    def restore(self, sequence: int, state: bytes) -> bool:
+        """The cells from text."""
+        try:
+            self._cells[sequence] = [ord(rune) for rune in state.decode("utf-8", "surrogatepass")]
+        except UnicodeDecodeError:
+            return False
+        return True
+
+    def request_abort(self) -> None:
+        """End the step that runs."""
+        self._abort = True
+
+    def clear_abort(self) -> None:
+        """Let the next step run."""
+        self._abort = False
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._cells.clear()
+
+    def used(self) -> int:
+        """Cells in use."""
+        return sum(map(len, self._cells.values()))
+
+    def _next(self, cells: list[int]) -> int:
+        text = "".join(map(chr, cells))
+        before, _, answer = text.rpartition(START + "assistant ")
+        thinking = answer.startswith("<think>\n")
+        script = ("I think so.\n</think>\n\n" if thinking else "") + self._reply(before)
+        said = answer.removeprefix("<think>\n") if thinking else answer
+        return ord(script[len(said)]) if len(said) < len(script) else ord(END)
+
+    def _reply(self, before: str) -> str:
+        asked = before.rpartition(START + "user ")[2].partition(END)[0]
+        command, _, rest = asked.partition(" ")
+        if command == "!abort":
+            os.abort()
+        if command == "!fail":
+            return "\0"
+        if command == "!count" and rest.isdigit():
+            return " ".join(map(str, range(1, int(rest) + 1)))
+        if command == "!call":
+            name, _, arguments = rest.partition(" ")
+            return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments or "{}"}}}\n</tool_call>'
+        return f"{asked} #{zlib.crc32(before.encode('utf-8', 'surrogatepass')):08x}"

@@ -1,0 +1,174 @@
+"""A request that the scheduler works on, and the stream of parts that a generating one makes."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from modeld.chat.parser import OutputParser, StopMatcher
+from modeld.engine.backend import Sampler
+from modeld.engine.protocol import Decode, Prefix, SessionRequest, Suffix, Turn
+from modeld.engine.session import EngineSession, Prompt
+from modeld.types import (
+    DecodeOptions,
+    Receipt,
+    ReuseStop,
+    StreamPart,
+    TextPart,
+    ThinkingPart,
+    ToolCallStart,
+    Usage,
+)
+
+
+class Stream:
+    """Turns sampled tokens into parts, and holds them until the reader may have them."""
+
+    def __init__(self, options: DecodeOptions, seed: int, credit: int, sampler: Sampler, parser: OutputParser) -> None:
+        self.options = options
+        self.seed = seed
+        self.credit = credit
+        self.sampler = sampler
+        self.parser = parser
+        self.matcher = StopMatcher(options.stop)
+        self.parts: list[StreamPart] = []
+        self.tokens_ready = 0
+        self.flushed = 0.0
+        self.count = 0
+        self.thinking_tokens = 0
+        self.thought = False
+        self.called = False
+        # End of each token in the bytes generated, so that a stop string can be cut off the tape.
+        self.token_ends: list[int] = []
+
+    def push(self, piece: bytes) -> str | None:
+        """Take a token's bytes; the stop string that they completed, if any."""
+        self.count += 1
+        self.credit -= 1
+        self.tokens_ready += 1
+        self.token_ends.append((self.token_ends[-1] if self.token_ends else 0) + len(piece))
+        passed, matched = self.matcher.feed(piece)
+        if passed:
+            self._emit(self.parser.feed(passed))
+        if self.parser.in_thinking:
+            self.thinking_tokens += 1
+        return matched
+
+    def finish(self) -> None:
+        """No more tokens come: give out what was held back."""
+        if rest := self.matcher.finish():
+            self._emit(self.parser.feed(rest))
+        self._emit(self.parser.finish())
+
+    def take(self) -> tuple[tuple[StreamPart, ...], int]:
+        """The parts that are ready, and the tokens they stand for."""
+        parts, tokens = tuple(self.parts), self.tokens_ready
+        self.parts, self.tokens_ready, self.flushed = [], 0, monotonic()
+        return parts, tokens
+
+    def _emit(self, parts: list[StreamPart]) -> None:
+        for part in parts:
+            last = self.parts[-1] if self.parts else None
+            if isinstance(part, TextPart) and isinstance(last, TextPart):
+                self.parts[-1] = TextPart(last.text + part.text)
+                continue
+            if isinstance(part, ThinkingPart):
+                self.thought = True
+                if isinstance(last, ThinkingPart):
+                    self.parts[-1] = ThinkingPart(last.text + part.text)
+                    continue
+            elif isinstance(part, ToolCallStart):
+                self.called = True
+            self.parts.append(part)
+
+
+class Job:
+    """One request on one session, from its arrival to its last frame."""
+
+    def __init__(self, request: SessionRequest, session: EngineSession) -> None:
+        self.request = request
+        self.session = session
+        self.id = request.id
+        self.arrived = monotonic()
+        self.started = 0.0
+        self.prefilled_at = 0.0
+        self.prompt: Prompt | None = None
+        self.target: list[int] = []
+        self.keeps_tail = False
+        self.reused = self.restored = self.dropped = 0
+        self.stop: ReuseStop | None = None
+        self.stream: Stream | None = None
+        # It waits for cells that others hold.
+        self.parked = False
+        # Where the answer begins, in tokens and in bytes.
+        self.generated_from = self.text_from = 0
+        self._frames = 0
+
+    @property
+    def computes(self) -> bool:
+        """The request needs steps."""
+        return isinstance(self.request, Prefix | Suffix | Turn | Decode)
+
+    @property
+    def decoding(self) -> bool:
+        """Its prompt is computed and tokens are being sampled."""
+        return self.prefilled_at > 0
+
+    @property
+    def runnable(self) -> bool:
+        """It can use the next step."""
+        return not self.parked and (self.stream is None or self.stream.credit > 0)
+
+    @property
+    def remaining(self) -> list[int]:
+        """Tokens still to be put into the KV."""
+        return self.session.ids[self.session.hot :] if self.decoding else self.target[self.session.hot :]
+
+    @property
+    def next_token(self) -> int | None:
+        """The token that a stream goes on with; ``None`` while (or again when) there are more to compute."""
+        session = self.session
+        return session.ids[-1] if self.decoding and len(session.ids) - session.hot == 1 else None
+
+    def frame(self) -> int:
+        """Number of the next frame."""
+        self._frames += 1
+        return self._frames - 1
+
+    def usage(self) -> Usage:
+        """Counted by the engine. After a cut prefill ``input`` is what was computed, not what was asked for."""
+        return Usage(
+            input=self._computed(),
+            cache_read=self.reused + self.restored,
+            output=self.stream.count if self.stream else 0,
+            reasoning=self.stream.thinking_tokens if self.stream else 0,
+        )
+
+    def receipt(self, window: int) -> Receipt:
+        """What the job cost, added to the session's counters."""
+        now = monotonic()
+        session = self.session
+        prefilled = self._computed() - self.reused - self.restored
+        session.prefill_calls += prefilled > 0
+        session.prefill_tokens += prefilled
+        if self.stream is not None:
+            session.decode_calls += 1
+            session.decode_tokens += self.stream.count
+        session.last_receipt = Receipt(
+            reused=self.reused,
+            restored=self.restored,
+            prefilled=prefilled,
+            dropped=self.dropped,
+            resident=session.hot,
+            window=window,
+            stop=self.stop,
+            queue_seconds=(self.started or now) - self.arrived,
+            prefill_seconds=(self.prefilled_at or now) - (self.started or now),
+            decode_seconds=now - self.prefilled_at if self.decoding else 0.0,
+        )
+        return session.last_receipt
+
+    def _computed(self) -> int:
+        """Tokens of the target that are, or were, in the KV for this job."""
+        if not self.started:
+            return 0
+        return len(self.target) if self.decoding else min(len(self.target), self.session.hot)

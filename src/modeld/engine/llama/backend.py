@@ -1,0 +1,179 @@
+"""A resident llama.cpp model behind the engine seam."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from typing import Any
+
+from modeld.engine.backend import Slice, StepResult
+from modeld.engine.llama.sampler import LlamaSampler
+from modeld.engine.protocol import Load
+from modeld.errors import ModelLoadError
+from modeld.types import DecodeOptions
+
+CHATML = (
+    "{%- for message in messages -%}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
+)
+"""For models that bring no template."""
+
+
+class LlamaBackend:
+    """One model, one context, one batch. Used by one thread, but for :meth:`request_abort`."""
+
+    def __init__(self, native: Any, model: Any, context: Any, request: Load) -> None:
+        self._n = native
+        self._model = model
+        self._context = context
+        self._memory = native.llama_get_memory(context)
+        self._vocab = native.llama_model_get_vocab(model)
+        self._batch = native.llama_batch_init(request.batch, 0, 1)
+        self._limit = request.batch
+        self._rows: list[int] = []
+        self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
+        for i in range(request.batch):
+            self._batch.n_seq_id[i] = 1
+        self.vocabulary: int = native.llama_vocab_n_tokens(self._vocab)
+        self._flag = self._install_abort()
+        self.add_bos = bool(native.llama_vocab_get_add_bos(self._vocab))
+        self.bos, self.eos = (
+            self.piece(token).decode("utf-8", "replace") if token >= 0 else ""
+            for token in (native.llama_vocab_bos(self._vocab), native.llama_vocab_eos(self._vocab))
+        )
+        template = native.llama_model_chat_template(model, None)
+        self.template_is_default = template is None
+        self.template_source = CHATML if template is None else template.decode("utf-8", "replace")
+        self.tokenizer_digest = self._tokenizer_digest()
+        self.warnings: tuple[str, ...] = ("the model has no chat template; ChatML is used",) if template is None else ()
+
+    def _install_abort(self) -> Any:
+        """Let the processor backend ask, between graph nodes, whether to stop.
+
+        It must be native: a Python callback costs 12-16 % of decode on a small model. ``strlen`` is one that every libc
+        has: on the two bytes ``x 0`` it returns x != 0, which is the flag itself.
+        """
+        flag = ctypes.create_string_buffer(2)
+        address = ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value
+        self._n.llama_set_abort_callback(
+            self._context, self._n.ggml_abort_callback(address), ctypes.cast(flag, ctypes.c_void_p)
+        )
+        return flag
+
+    def _tokenizer_digest(self) -> str:
+        native, vocab = self._n, self._vocab
+        sha = hashlib.sha256(f"{native.llama_vocab_type(vocab)} {self.vocabulary} {self.add_bos}".encode())
+        for token in range(self.vocabulary):
+            sha.update(native.llama_vocab_get_text(vocab, token) or b"")
+            sha.update(b"\0")
+        return sha.hexdigest()
+
+    def tokenize(self, text: bytes, *, add_special: bool) -> list[int]:
+        """Token ids; text that spells a control token becomes that token."""
+        size = len(text) + 8
+        while True:
+            ids = (ctypes.c_int32 * size)()
+            count = self._n.llama_tokenize(self._vocab, text, len(text), ids, size, add_special, True)
+            if count >= 0:
+                return ids[:count]
+            size = -count
+
+    def piece(self, token: int) -> bytes:
+        """The bytes a token stands for; those of a control token are its name."""
+        if (piece := self._pieces.get(token)) is None:
+            size = 64
+            while True:
+                buffer = ctypes.create_string_buffer(size)
+                count = self._n.llama_token_to_piece(self._vocab, token, buffer, size, 0, True)
+                if count >= 0:
+                    break
+                size = -count
+            piece = self._pieces[token] = buffer.raw[:count]
+        return piece
+
+    def is_end(self, token: int) -> bool:
+        """Whether the model ends its answer with it."""
+        if (end := self._ends.get(token)) is None:
+            end = self._ends[token] = bool(self._n.llama_vocab_is_eog(self._vocab, token))
+        return end
+
+    def step(self, slices: list[Slice]) -> StepResult:
+        """``llama_decode`` of one batch; its results 0, 1, 2 and the rest are the four of :class:`StepResult`."""
+        batch = self._batch
+        tokens, positions, sequences, wanted = batch.token, batch.pos, batch.seq_id, batch.logits
+        rows: list[int] = []
+        i = 0
+        for part in slices:
+            position = part.start
+            for token in part.tokens:
+                tokens[i] = token
+                positions[i] = position
+                sequences[i][0] = part.sequence
+                wanted[i] = 0
+                position += 1
+                i += 1
+            if part.logits:
+                wanted[i - 1] = 1
+                rows.append(i - 1)
+        if i > self._limit:
+            return StepResult.FAILED
+        batch.n_tokens = i
+        self._rows = rows
+        result = self._n.llama_decode(self._context, batch)
+        if result == 0:
+            return StepResult.OK
+        return {1: StepResult.NO_SPACE, 2: StepResult.ABORTED}.get(result, StepResult.FAILED)
+
+    def sampler(self, options: DecodeOptions, seed: int, history: list[int]) -> LlamaSampler:
+        """A native sampler chain."""
+        return LlamaSampler(self._n, self._draw, self.vocabulary, options, seed, history)
+
+    def _draw(self, chain: Any, row: int) -> int:
+        return int(self._n.llama_sampler_sample(chain, self._context, self._rows[row]))
+
+    def logits(self, row: int) -> list[float]:
+        """Logits of the last step's ``row``-th slice that wanted them; for tests and tools, slow."""
+        return list(self._n.llama_get_logits_ith(self._context, self._rows[row])[: self.vocabulary])
+
+    def remove(self, sequence: int, start: int) -> bool:
+        """Cut the sequence."""
+        if self._n.llama_memory_seq_rm(self._memory, sequence, start, -1):
+            return True
+        if start == 0:
+            raise ModelLoadError(f"llama.cpp cannot clear sequence {sequence}")
+        return False
+
+    def share(self, source: int, target: int) -> None:
+        """Mark the source's cells as the target's too."""
+        self._n.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def save(self, sequence: int) -> bytes:
+        """``llama_state_seq_get_data``."""
+        size = self._n.llama_state_seq_get_size(self._context, sequence)
+        buffer = (ctypes.c_uint8 * size)()
+        written = self._n.llama_state_seq_get_data(self._context, buffer, size, sequence)
+        return bytes(memoryview(buffer)[:written])
+
+    def restore(self, sequence: int, state: bytes) -> bool:
+        """``llama_state_seq_set_data``, then read back: only a state that reads back equal counts as restored."""
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        read = self._n.llama_state_seq_set_data(self._context, buffer, len(state), sequence)
+        if read == len(state) and self.save(sequence) == state:
+            return True
+        self.remove(sequence, 0)
+        return False
+
+    def request_abort(self) -> None:
+        """Raise the flag that the native callback reads."""
+        self._flag[0] = 1
+
+    def clear_abort(self) -> None:
+        """Lower the flag."""
+        self._flag[0] = 0
+
+    def close(self) -> None:
+        """Free batch, context and weights."""
+        self._n.llama_batch_free(self._batch)
+        self._n.llama_free(self._context)
+        self._n.llama_model_free(self._model)

@@ -1,0 +1,135 @@
+"""llama.cpp through the low-level binding: devices, loading, and what went wrong while loading."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from modeld.engine.protocol import Device, Load
+from modeld.errors import CapacityError, MissingDependencyError, ModelLoadError
+
+if TYPE_CHECKING:
+    from modeld.engine.llama.backend import LlamaBackend
+
+KV_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 8}
+"""ggml_type numbers (ggml.h)."""
+
+_DEVICE_KINDS = {1: "gpu", 2: "igpu"}
+"""enum ggml_backend_dev_type (ggml-backend.h): 0 is the processor, 3 a library such as BLAS that has no memory."""
+
+_LOG_ERROR = 4
+"""GGML_LOG_LEVEL_ERROR (ggml.h)."""
+
+
+class LlamaRuntime:
+    """The native library in this process. There is one; it is never unloaded."""
+
+    def __init__(self) -> None:
+        try:
+            import llama_cpp
+            from llama_cpp import _ggml
+            from llama_cpp import llama_cpp as native
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"the llama engine needs llama-cpp-python ({error}): pip install 'modeld[llama]'", extra="llama"
+            ) from error
+        self.native: Any = native
+        self._log: deque[str] = deque(maxlen=20)
+        # The callback object must live as long as the library may log.
+        self._log_callback = native.llama_log_callback(self._take_log)
+        native.llama_log_set(self._log_callback, None)
+        native.llama_backend_init()
+        info = hashlib.sha256(native.llama_print_system_info()).hexdigest()[:12]
+        self.build = f"llama-cpp-python {llama_cpp.__version__} {info}"
+        self.devices = tuple(_devices(_ggml.libggml))
+
+    def load(self, request: Load) -> LlamaBackend:
+        """Load weights and make a context.
+
+        :raises ModelLoadError: llama.cpp refused; the message holds its own last words.
+        """
+        from modeld.engine.llama.backend import LlamaBackend
+
+        native = self.native
+        self._log.clear()
+        model_params = native.llama_model_default_params()
+        model_params.n_gpu_layers = 0 if request.gpu_layers == 0 else 0x7FFFFFFF
+        model = native.llama_model_load_from_file(os.fsencode(request.path), model_params)
+        if not model:
+            raise ModelLoadError(f"llama.cpp cannot load {request.name}: {self.last_words()}", path=request.path)
+        if not native.llama_model_has_decoder(model) or not native.llama_vocab_n_tokens(
+            native.llama_model_get_vocab(model)
+        ):
+            native.llama_model_free(model)
+            raise ModelLoadError(f"{request.name} cannot generate text: it has no decoder or no vocabulary")
+        context = native.llama_init_from_model(model, self._context_params(request))
+        if not context:
+            native.llama_model_free(model)
+            raise CapacityError(
+                f"llama.cpp cannot make a context of {request.cells} cells for {request.name}: {self.last_words()}; "
+                "try a smaller context or kv_type q8_0",
+                cells=request.cells,
+                kv_type=request.kv_type,
+            )
+        return LlamaBackend(native, model, context, request)
+
+    def _context_params(self, request: Load) -> Any:
+        params = self.native.llama_context_default_params()
+        params.n_ctx = request.cells
+        params.n_batch = params.n_ubatch = request.batch
+        params.n_seq_max = request.sequences
+        # Logits are wanted for one token of a sequence at most; the default keeps a row for each token of a batch,
+        # which is 311 MB at a vocabulary of 152,000.
+        params.n_outputs_max = request.sequences
+        params.n_threads = params.n_threads_batch = request.threads or default_threads()
+        params.type_k = params.type_v = KV_TYPES[request.kv_type]
+        # One cache for all sequences, so that a prefix can be shared (seq_cp) without copying it.
+        params.kv_unified = True
+        # The plan counts full KV for windowed layers, and a cut in the middle needs all cells.
+        params.swa_full = True
+        return params
+
+    def last_words(self) -> str:
+        """What the library logged last as errors."""
+        return "; ".join(self._log) or "it gave no reason"
+
+    def _take_log(self, level: int, text: bytes, _: Any) -> None:
+        if level == _LOG_ERROR:
+            self._log.append(text.decode("utf-8", "replace").strip()[:300])
+
+
+def default_threads() -> int:
+    """Physical cores that this process may use: a second thread on a core slows matrix products down."""
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+def _devices(library: ctypes.CDLL) -> list[Device]:
+    count = library.ggml_backend_dev_count
+    count.restype = ctypes.c_size_t
+    get = library.ggml_backend_dev_get
+    get.argtypes, get.restype = [ctypes.c_size_t], ctypes.c_void_p
+    kind = library.ggml_backend_dev_type
+    kind.argtypes, kind.restype = [ctypes.c_void_p], ctypes.c_int
+    memory = library.ggml_backend_dev_memory
+    memory.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(ctypes.c_size_t)]
+    memory.restype = None
+    texts = []
+    for function in (library.ggml_backend_dev_name, library.ggml_backend_dev_description):
+        function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_char_p
+        texts.append(function)
+    found = []
+    for index in range(count()):
+        device = get(index)
+        if (name := _DEVICE_KINDS.get(kind(device))) is None:
+            continue
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        memory(device, ctypes.byref(free), ctypes.byref(total))
+        label, description = ((text(device) or b"").decode("utf-8", "replace") for text in texts)
+        found.append(Device(label, name, description, free.value, total.value))
+    return found

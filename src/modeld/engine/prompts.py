@@ -1,0 +1,141 @@
+"""From a request to the tokens it needs: rendering, tokenising, and what of the tape can stay."""
+
+from __future__ import annotations
+
+import secrets
+
+from modeld.chat.parser import OutputParser, make_parser
+from modeld.chat.template import ChatTemplate
+from modeld.engine.backend import Backend
+from modeld.engine.job import Job
+from modeld.engine.pool import Pool
+from modeld.engine.protocol import Decode, Prefix, Suffix, Turn
+from modeld.engine.session import EngineSession, Prompt, Span, shared_length
+from modeld.errors import ContextOverflowError, InvalidRequestError
+from modeld.thinking import ThinkLevel
+from modeld.types import DecodeOptions, Message, Tool
+
+
+class Prompts:
+    """Renders with the model's own template and its own tokeniser."""
+
+    def __init__(self, backend: Backend, template: ChatTemplate, window: int) -> None:
+        self._backend = backend
+        self._template = template
+        self._window = window
+
+    def prepare(self, job: Job) -> None:
+        """Find the job's target tokens and how many of them the session's KV has. The session is not changed.
+
+        :raises ContextOverflowError: the target does not fit the window.
+        :raises TemplateError: the template failed.
+        :raises InvalidRequestError: the request makes no sense in the session's state.
+        """
+        session = job.session
+        match job.request:
+            case Prefix(messages=messages, tools=tools):
+                prompt = self._render(session, messages, tools, "auto", generate=False)
+                shared = shared_length(session.tape, prompt.ids)
+                # What follows the prefix on the tape may be just what the suffix needs: it stays until that is known.
+                job.keeps_tail = shared == len(prompt.ids)
+                self._plan(job, prompt, "prefix", logits=False)
+            case Suffix(messages=messages, think=think):
+                everything = (*session.stable, *session.volatile, *messages)
+                prompt = self._render(session, everything, session.tools, think, generate=True)
+                self._plan(job, prompt, "suffix", logits=False)
+            case Turn(messages=messages, tools=tools, think=think):
+                self._plan(job, self._render(session, messages, tools, think, generate=True), "turn", logits=True)
+            case Decode():
+                self._continue(job)
+            case other:
+                raise AssertionError(other)
+
+    def _render(
+        self,
+        session: EngineSession,
+        messages: tuple[Message, ...],
+        tools: tuple[Tool, ...],
+        think: ThinkLevel,
+        *,
+        generate: bool,
+    ) -> Prompt:
+        if not messages:
+            raise InvalidRequestError("there are no messages to render", parameter="messages")
+        rendered = self._template.render(messages, tools, think=think, add_generation_prompt=generate)
+        text = rendered.encode("utf-8", "replace")
+        ids = session.tokens_of(text, self._backend, self._backend.bos, self._backend.add_bos)
+        if not ids:
+            raise InvalidRequestError("the messages render to no tokens", parameter="messages")
+        return Prompt(messages, tools, think, text, ids)
+
+    def _plan(self, job: Job, prompt: Prompt, stage: str, *, logits: bool) -> None:
+        session = job.session
+        shared = shared_length(session.tape, prompt.ids)
+        if len(prompt.ids) > self._window:
+            raise ContextOverflowError(
+                f"the {stage} is {len(prompt.ids)} tokens and the session holds {self._window}: nothing was cut; "
+                "shorten the conversation or open the session with a larger context",
+                stage=stage,
+                resident=shared,
+                additional=len(prompt.ids) - shared,
+                window=self._window,
+            )
+        job.prompt = prompt
+        job.target = prompt.ids
+        # The last token's logits are not kept anywhere: who wants to sample computes it again.
+        job.reused = min(shared, len(prompt.ids) - 1) if logits else shared
+        tape = session.lost_tokens if session.gone else session.hot
+        job.dropped = 0 if job.keeps_tail else tape - shared
+        job.stop = None if job.keeps_tail else session.why_stopped(prompt, shared)
+
+    def _continue(self, job: Job) -> None:
+        session = job.session
+        if not session.logical:
+            raise InvalidRequestError(
+                "there is nothing to decode from: call prefill_suffix or turn first", parameter="session"
+            )
+        if session.logical < len(session.ids):
+            prompt = self._render(session, session.stable, session.tools, "auto", generate=False)
+            self._plan(job, prompt, "decode", logits=True)
+            return
+        if len(session.ids) > self._window:
+            raise ContextOverflowError(
+                f"the session is full: {self._window} tokens and one that was sampled; nothing was cut",
+                stage="decode",
+                resident=session.hot,
+                additional=1,
+                window=self._window,
+            )
+        job.target = list(session.ids)
+        job.reused = min(session.hot, len(session.ids) - 1)
+
+    def seed(self, options: DecodeOptions) -> int:
+        """The seed asked for, or a random one."""
+        return secrets.randbelow(2**32 - 1) if options.seed is None else options.seed
+
+    def parser(self, job: Job) -> OutputParser:
+        """A parser for what the model will write after the job's prompt."""
+        session = job.session
+        tail = bytes(session.text[-4096:]).decode("utf-8", "replace")
+        return make_parser(self._template.source, tools=bool(session.tools), prompt_tail=tail)
+
+
+def close_answer(job: Job, pool: Pool, *, cut: bool) -> None:
+    """Make what a stream generated a span of the session's text.
+
+    :param cut: a stop string ended it: tokens that are not wholly part of the answer leave the tape.
+    """
+    session, stream = job.session, job.stream
+    assert stream is not None
+    if cut:
+        kept = sum(end <= stream.matcher.passed for end in stream.token_ends)
+        pool.cut(session, job.generated_from + kept)
+        del session.ids[job.generated_from + kept :]
+        del session.text[job.text_from + (stream.token_ends[kept - 1] if kept else 0) :]
+    start, text_start, thinking = job.generated_from, job.text_from, stream.thought
+    if session.spans and session.spans[-1].token_end == start and session.spans[-1].byte_end == text_start:
+        earlier = session.spans.pop()
+        start, text_start, thinking = earlier.token_start, earlier.byte_start, thinking or earlier.thinking
+    if len(session.ids) > start:
+        session.spans.append(Span(start, len(session.ids), text_start, len(session.text), thinking))
+    session.logical = len(session.ids)

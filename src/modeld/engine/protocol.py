@@ -1,0 +1,319 @@
+"""What node and engine say to each other: msgpack frames over a socketpair.
+
+A frame is a 4-byte big-endian length and that many bytes of msgpack: one tagged struct. Requests carry an ``id`` that
+the node chose; the engine answers each with any number of :class:`Parts` and then exactly one :class:`Done` or
+:class:`Failed`. ``seq`` counts the frames of one id from 0, so that a lost or repeated frame is seen.
+
+A stream has a *credit* of tokens: the engine takes one for each token it generates, and a session without credit leaves
+the batch and keeps its place. The end frame and :class:`Cancel` need no credit. After a :class:`Cancel` nothing follows
+but parts that were ready, and the end.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from modeld.errors import EngineProtocolError, ModeldError, error_from_code
+from modeld.session.manifest import Manifest
+from modeld.session.values import SessionClass
+from modeld.thinking import ThinkLevel
+from modeld.types import DecodeOptions, Message, ReuseReason, StreamPart, Tool
+
+MAX_FRAME = 64 * 2**20
+CREDIT = 512
+"""Tokens a stream may be ahead of its reader."""
+
+_HEADER = struct.Struct(">I")
+
+
+class Load(Struct, frozen=True, tag="load"):
+    """Make a model resident. Must be the first frame; answered with :class:`Ready` or :class:`Failed` (id 0).
+
+    :param cells: KV cells in all. :param window: tokens one session may hold.
+    :param sequences: sequence ids; more sessions than these share them in turns.
+    :param threads: 0 is the engine's choice. :param gpu_layers: -1 is all.
+    """
+
+    path: str
+    name: str
+    digest: str
+    cells: int
+    window: int
+    kv_type: str = "f16"
+    sequences: int = 16
+    batch: int = 512
+    threads: int = 0
+    gpu_layers: int = 0
+
+
+class Open(Struct, frozen=True, tag="open"):
+    """Tell the engine of a session before its first request. Not answered.
+
+    :param tape: what the session held in an earlier engine; its KV is gone. :param lost: why.
+    """
+
+    session: int
+    tape: tuple[int, ...] = ()
+    lost: ReuseReason = "engine_lost"
+    session_class: SessionClass = "main"
+    pin: bool = False
+
+
+class Prefix(Struct, frozen=True, tag="prefix"):
+    """:meth:`modeld.session.Session.ensure_prefix`."""
+
+    id: int
+    session: int
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+
+
+class Suffix(Struct, frozen=True, tag="suffix"):
+    """:meth:`modeld.session.Session.prefill_suffix`."""
+
+    id: int
+    session: int
+    messages: tuple[Message, ...]
+    think: ThinkLevel = "auto"
+
+
+class Decode(Struct, frozen=True, tag="decode"):
+    """:meth:`modeld.session.Session.decode`."""
+
+    id: int
+    session: int
+    options: DecodeOptions
+    credit: int = CREDIT
+
+
+class Turn(Struct, frozen=True, tag="turn"):
+    """:meth:`modeld.session.Session.turn`."""
+
+    id: int
+    session: int
+    messages: tuple[Message, ...]
+    options: DecodeOptions
+    tools: tuple[Tool, ...] = ()
+    think: ThinkLevel = "auto"
+    credit: int = CREDIT
+
+
+class Explain(Struct, frozen=True, tag="explain"):
+    """:meth:`modeld.session.Session.explain`; answered between two steps, whatever the session does."""
+
+    id: int
+    session: int
+
+
+class Snapshot(Struct, frozen=True, tag="snapshot"):
+    """Write the session's state to ``path``, which must not exist yet."""
+
+    id: int
+    session: int
+    path: str
+
+
+class Restore(Struct, frozen=True, tag="restore"):
+    """Replace the session's state by that of ``path``, whose SHA-256 must be ``digest``."""
+
+    id: int
+    session: int
+    path: str
+    digest: str
+
+
+class Fork(Struct, frozen=True, tag="fork"):
+    """Give ``target`` a copy of the session's tape that shares its KV."""
+
+    id: int
+    session: int
+    target: int
+
+
+class Forget(Struct, frozen=True, tag="forget"):
+    """Drop the session and its KV."""
+
+    id: int
+    session: int
+
+
+class Cancel(Struct, frozen=True, tag="cancel"):
+    """End request ``id`` at the next step border, or inside a step where the backend can."""
+
+    id: int
+
+
+class Credit(Struct, frozen=True, tag="credit"):
+    """The reader of request ``id`` has taken ``tokens`` more."""
+
+    id: int
+    tokens: int
+
+
+SessionRequest = Prefix | Suffix | Decode | Turn | Explain | Snapshot | Restore | Fork | Forget
+Request = Load | Open | Prefix | Suffix | Decode | Turn | Explain | Snapshot | Restore | Fork | Forget | Cancel | Credit
+
+
+class Device(Struct, frozen=True, omit_defaults=True):
+    """An accelerator that the native library can use. Memory in bytes."""
+
+    name: str
+    kind: str
+    description: str = ""
+    free: int = 0
+    total: int = 0
+
+
+class Hello(Struct, frozen=True, tag="hello"):
+    """First frame of the engine, before anything is loaded."""
+
+    pid: int
+    backend: str
+    build: str
+    devices: tuple[Device, ...] = ()
+
+
+class Ready(Struct, frozen=True, tag="ready"):
+    """The model is resident."""
+
+    manifest: Manifest
+    window: int
+    cells: int
+    tools: bool
+    thinking: bool
+    warnings: tuple[str, ...] = ()
+
+
+class Tape(Struct, frozen=True, omit_defaults=True):
+    """How a session's tape changed since the engine last told: cut to ``keep``, then ``added`` follow.
+
+    :param hot: tokens of it whose KV the engine holds. :param cells_used: by all sessions.
+    """
+
+    session: int
+    keep: int
+    added: tuple[int, ...] = ()
+    hot: int = 0
+    cells_used: int = 0
+
+
+class Parts(Struct, frozen=True, tag="parts"):
+    """Parts of a stream, and how many tokens of credit they stand for."""
+
+    id: int
+    seq: int
+    parts: tuple[StreamPart, ...]
+    tokens: int
+
+
+class Done(Struct, frozen=True, tag="done"):
+    """The request's end; ``result`` is the msgpack of what the request answers."""
+
+    id: int
+    seq: int
+    result: msgspec.Raw
+    tapes: tuple[Tape, ...] = ()
+
+
+class Failed(Struct, frozen=True, tag="failed"):
+    """The request's end, with an error of :mod:`modeld.errors`."""
+
+    id: int
+    seq: int
+    code: str
+    message: str
+    details: dict[str, Any] = {}
+    tapes: tuple[Tape, ...] = ()
+
+    def error(self) -> ModeldError:
+        """The error as an exception."""
+        return error_from_code(self.code, self.message, self.details)
+
+
+class Evicted(Struct, frozen=True, tag="evicted"):
+    """Sessions lost their KV to make room for others."""
+
+    sessions: tuple[int, ...]
+
+
+Reply = Hello | Ready | Parts | Done | Failed | Evicted
+
+T = TypeVar("T")
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(frame: Request | Reply) -> bytes:
+    """One frame, header included.
+
+    :raises EngineProtocolError: larger than :data:`MAX_FRAME`.
+    """
+    body = _encoder.encode(frame)
+    if len(body) > MAX_FRAME:
+        raise EngineProtocolError(
+            f"a {type(frame).__name__} of {len(body)} bytes is larger than a frame of {MAX_FRAME} may be",
+            size=len(body),
+            limit=MAX_FRAME,
+        )
+    return _HEADER.pack(len(body)) + body
+
+
+def encode_result(value: object) -> msgspec.Raw:
+    """A value as the ``result`` of :class:`Done`."""
+    return msgspec.Raw(_encoder.encode(value))
+
+
+def decode_result(raw: msgspec.Raw, type_: type[T]) -> T:
+    """The ``result`` of :class:`Done`.
+
+    :raises EngineProtocolError: it is of another type.
+    """
+    try:
+        return msgspec.msgpack.decode(raw, type=type_)
+    except (msgspec.MsgspecError, ModeldError) as error:
+        raise EngineProtocolError(f"the engine's result is not a {type_.__name__}: {error}") from error
+
+
+class FrameReader:
+    """Takes bytes as they come and gives whole frames.
+
+    Not a byte of a frame is decoded before all of it is there, and no frame may announce more than :data:`MAX_FRAME`.
+
+    :param union: the frames that may come: :data:`Request` or :data:`Reply`.
+    """
+
+    def __init__(self, union: Any) -> None:
+        self._decoder = msgspec.msgpack.Decoder(union)
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes | memoryview) -> list[Any]:
+        """All frames that are complete now.
+
+        :raises EngineProtocolError: the bytes are not frames; the connection must be closed.
+        """
+        buffer = self._buffer
+        buffer += data
+        frames: list[Any] = []
+        start = 0
+        while len(buffer) - start >= _HEADER.size:
+            (size,) = _HEADER.unpack_from(buffer, start)
+            if size > MAX_FRAME:
+                raise EngineProtocolError(
+                    f"a frame announces {size} bytes, more than {MAX_FRAME}", size=size, limit=MAX_FRAME
+                )
+            end = start + _HEADER.size + size
+            if len(buffer) < end:
+                break
+            try:
+                # A copy: the result of Done goes on pointing into the bytes it was decoded from.
+                frames.append(self._decoder.decode(bytes(buffer[start + _HEADER.size : end])))
+            except (msgspec.MsgspecError, ModeldError, RecursionError) as error:
+                raise EngineProtocolError(f"a frame of {size} bytes cannot be understood: {error}") from error
+            start = end
+        if start:
+            del buffer[:start]
+        return frames

@@ -1,0 +1,420 @@
+"""The loop that owns the backend: one thread, one batch at a time.
+
+Each step holds one token for every stream that decodes, then chunks of prompts up to a budget. Between steps requests
+are taken, and jobs are started, cancelled and finished. Within a session they run one after the other, in their order.
+
+What a step did not finish is not on any tape: after an aborted or failed step each sequence in it is cut back to what
+its session held before. A cancelled prefill therefore keeps the whole steps it has done, and nothing else.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from time import monotonic
+
+from modeld.engine import administration
+from modeld.engine.backend import Backend, Slice, StepResult
+from modeld.engine.control import Control
+from modeld.engine.job import Job, Stream
+from modeld.engine.pool import Pool
+from modeld.engine.prompts import Prompts, close_answer
+from modeld.engine.protocol import (
+    Cancel,
+    Credit,
+    Decode,
+    Done,
+    Explain,
+    Failed,
+    Fork,
+    Load,
+    Open,
+    Parts,
+    Prefix,
+    Reply,
+    Request,
+    Suffix,
+    Turn,
+    encode_result,
+)
+from modeld.engine.session import EngineSession
+from modeld.errors import CancelledError, CapacityError, EngineProtocolError, ModeldError, SessionFatalError
+from modeld.session.manifest import Manifest, token_hash
+from modeld.session.values import PrefixStatus, SuffixStatus
+from modeld.types import EndPart, FinishReason, ProgressPart
+
+FLUSH_SECONDS = 0.010
+"""A stream's frame waits this long for more tokens: each costs node and client about a third of a millisecond."""
+
+STALL_SECONDS = 0.1
+"""How long a chunk of somebody's prompt may hold up running streams."""
+
+MIN_CHUNK = 16
+
+Entry = tuple[Job, Slice]
+
+
+class Scheduler:
+    """Sessions, jobs, and the steps between them. Everything but :class:`Control` belongs to one thread.
+
+    :param send: writes a frame to the node; may block.
+    :param inbox: requests as the reading thread finds them.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        load: Load,
+        manifest: Manifest,
+        prompts: Prompts,
+        send: Callable[[Reply], None],
+        inbox: queue.SimpleQueue[Request],
+        control: Control,
+    ) -> None:
+        self._backend = backend
+        self._load = load
+        self._manifest = manifest
+        self._prompts = prompts
+        self._send = send
+        self._inbox = inbox
+        self._control = control
+        self._pool = Pool(backend, load.sequences, send)
+        self._active: list[Job] = []
+        # Sessions whose first job may be started now, and those for which there was no sequence id.
+        self._fresh: list[EngineSession] = []
+        self._starved: list[EngineSession] = []
+        self._seconds_per_token = 0.0
+
+    def run(self) -> None:
+        """Serve for ever; the process ends when the node's end of the socket closes."""
+        while True:
+            self._take_requests()
+            fresh, self._fresh = self._fresh, []
+            for session in fresh:
+                self._start_next(session)
+            self._step()
+
+    # Requests
+
+    def _take_requests(self) -> None:
+        while True:
+            while not self._inbox.empty():
+                self._take(self._inbox.get())
+            if self._fresh or any(job.runnable for job in self._active):
+                return
+            for job in self._active:
+                self._flush(job)
+            self._take(self._inbox.get())
+
+    def _take(self, request: Request) -> None:
+        match request:
+            case Load():
+                raise EngineProtocolError("this engine has its model already; another one needs another engine")
+            case Open():
+                self._pool.open(request)
+            case Credit(id=id_, tokens=tokens):
+                for job in self._active:
+                    if job.id == id_ and job.stream is not None:
+                        job.stream.credit += tokens
+            case Cancel(id=id_):
+                self._cancel(id_)
+            case _:
+                job = Job(request, self._pool.get(request.session))
+                if isinstance(request, Explain):
+                    self._administer(job)
+                    return
+                job.session.jobs.append(job)
+                if len(job.session.jobs) == 1:
+                    self._fresh.append(job.session)
+
+    def _cancel(self, id_: int) -> None:
+        for session in self._pool.sessions.values():
+            for job in session.jobs:
+                if job.id == id_:
+                    self._finish_cancelled(job)
+                    return
+        # It ended while the cancel was on its way.
+        self._control.forget(id_)
+
+    def _administer(self, job: Job) -> None:
+        try:
+            result = administration.perform(job, self._pool, self._backend, self._load, self._manifest)
+        except ModeldError as error:
+            self._fail(job, error)
+        else:
+            self._reply(job, result)
+
+    # Starting
+
+    def _start_next(self, session: EngineSession) -> None:
+        if not session.jobs or session.jobs[0] in self._active:
+            return
+        job = session.jobs[0]
+        if session.fatal:
+            self._fail(job, SessionFatalError(f"{session.fatal}; open the session again to start anew"))
+        elif not job.computes:
+            self._administer(job)
+        elif not self._pool.give_sequence(session):
+            self._starved.append(session)
+        else:
+            try:
+                self._start(job)
+            except ModeldError as error:
+                self._fail(job, error)
+
+    def _start(self, job: Job) -> None:
+        self._prompts.prepare(job)
+        session = job.session
+        job.started = monotonic()
+        if not job.keeps_tail:
+            # From here on the session changes: nothing before this line did.
+            if job.reused < session.hot and not self._pool.cut(session, job.reused):
+                job.dropped += job.reused
+                job.reused = 0
+            if job.prompt is not None:
+                session.adopt(job.prompt, job.reused)
+            session.logical = None
+        if isinstance(job.request, Turn | Decode):
+            options = job.request.options
+            seed = self._prompts.seed(options)
+            sampler = self._backend.sampler(options, seed, job.target)
+            job.stream = Stream(options, seed, job.request.credit, sampler, self._prompts.parser(job))
+        self._active.append(job)
+        if job.stream is None and not job.remaining:
+            self._prefilled(job)
+
+    # Steps
+
+    def _step(self) -> None:
+        entries = self._compose()
+        result = StepResult.NO_SPACE
+        while entries and result is StepResult.NO_SPACE:
+            self._flush_before(entries)
+            result = self._compute(entries)
+            if result is StepResult.NO_SPACE:
+                entries = self._make_room(entries)
+        if result is StepResult.FAILED and len(entries) > 1:
+            # One of them is to blame: alone, only that one fails.
+            for entry in entries:
+                self._settle([entry], self._compute([entry]))
+        else:
+            self._settle(entries, result)
+
+    def _compose(self) -> list[Entry]:
+        """The next batch: streams first, a token each, then prompts in the order they came."""
+        ready = [job for job in self._active if job.runnable and self._pool.give_sequence(job.session)]
+        streams = [job for job in ready if job.next_token is not None]
+        budget = self._load.batch
+        if streams and self._seconds_per_token:
+            budget = min(budget, max(MIN_CHUNK, int(STALL_SECONDS / self._seconds_per_token)) + len(streams))
+        entries: list[Entry] = []
+        for job in streams + [job for job in ready if job.next_token is None]:
+            if budget <= 0:
+                break
+            tokens = job.remaining
+            chunk = tokens[:budget]
+            budget -= len(chunk)
+            assert job.session.sequence is not None
+            wanted = len(chunk) == len(tokens) and job.stream is not None
+            entries.append((job, Slice(job.session.sequence, job.session.hot, chunk, wanted)))
+        return entries
+
+    def _flush_before(self, entries: list[Entry]) -> None:
+        """Tokens that are ready do not wait for a long step, nor longer than a reader would notice."""
+        long = any(job.next_token is None for job, _ in entries)
+        now = monotonic()
+        for job in self._active:
+            if job.stream is not None and (long or now - job.stream.flushed > FLUSH_SECONDS):
+                self._flush(job)
+
+    def _compute(self, entries: list[Entry]) -> StepResult:
+        alone = entries[0][0] if len(entries) == 1 and not entries[0][0].decoding else None
+        if alone is not None and not self._control.begin(alone.id):
+            return StepResult.ABORTED
+        began = monotonic()
+        try:
+            result = self._backend.step([part for _, part in entries])
+        finally:
+            if alone is not None:
+                self._control.end()
+        if result is StepResult.OK:
+            self._measure(sum(len(part.tokens) for _, part in entries), monotonic() - began)
+            row = 0
+            for job, part in entries:
+                job.session.hot += len(part.tokens)
+                if part.logits:
+                    self._sample(job, row)
+                    row += 1
+        elif result is not StepResult.NO_SPACE:
+            for job, _ in entries:
+                self._pool.cut(job.session, job.session.hot)
+        return result
+
+    def _measure(self, tokens: int, seconds: float) -> None:
+        if tokens >= 2 * MIN_CHUNK:
+            rate = seconds / tokens
+            self._seconds_per_token = (self._seconds_per_token + rate) / 2 if self._seconds_per_token else rate
+
+    def _make_room(self, entries: list[Entry]) -> list[Entry]:
+        """The batch did not fit: free cells, or leave a job for later.
+
+        :returns: what to try again with.
+        """
+        if self._pool.evict_idle():
+            return entries
+        if len(entries) > 1:
+            youngest = max(entries, key=lambda entry: entry[0].started)
+            return [entry for entry in entries if entry is not youngest]
+        job = entries[0][0]
+        others = [other for other in self._active if other is not job and other.session.hot]
+        if others:
+            younger = max(others, key=lambda other: other.started)
+            if younger.started < job.started:
+                job.parked = True
+                return []
+            # Two that grew side by side: the younger gives its cells back and is computed again afterwards.
+            younger.reused = younger.restored = 0
+            self._pool.evict(younger.session)
+            return entries
+        if job.decoding:
+            self._finish(job, "context_full")
+        else:
+            self._fail(
+                job,
+                CapacityError(
+                    f"the prompt's {len(job.target)} tokens do not fit the engine's {self._load.cells} KV cells",
+                    tokens=len(job.target),
+                    cells=self._load.cells,
+                ),
+            )
+        return []
+
+    def _settle(self, entries: list[Entry], result: StepResult) -> None:
+        for job, _ in entries:
+            if job not in self._active:
+                continue
+            if result is StepResult.ABORTED:
+                self._finish_cancelled(job)
+            elif result is StepResult.FAILED:
+                session = job.session
+                session.fatal = f"the session cannot go on: the engine failed at token {session.hot + 1} of its tape"
+                self._pool.evict(session)
+                self._fail(job, SessionFatalError(f"{session.fatal}; open the session again to start anew"))
+            elif not job.decoding:
+                if not job.remaining:
+                    self._prefilled(job)
+                elif job.stream is not None:
+                    cached = job.reused + job.restored
+                    job.stream.parts.append(ProgressPart(cached, job.session.hot, len(job.target)))
+
+    def _sample(self, job: Job, row: int) -> None:
+        """Take the next token of a stream, and see whether it was the last."""
+        stream, session = job.stream, job.session
+        assert stream is not None
+        if not job.decoding:
+            job.prefilled_at = monotonic()
+            job.generated_from, job.text_from = len(session.ids), len(session.text)
+        token = stream.sampler.sample(row)
+        if self._backend.is_end(token) and not stream.options.ignore_eos:
+            self._finish(job, "stop")
+            return
+        piece = self._backend.piece(token)
+        session.ids.append(token)
+        session.text += piece
+        matched = stream.push(piece)
+        if matched is not None:
+            self._finish(job, "stop", matched)
+        elif stream.count == stream.options.max_tokens:
+            self._finish(job, "length")
+        elif len(session.ids) > self._load.window:
+            self._finish(job, "context_full")
+
+    # Ending
+
+    def _prefilled(self, job: Job) -> None:
+        """A job that only computes has all its tokens in the KV."""
+        job.prefilled_at = monotonic()
+        session = job.session
+        session.logical = len(job.target)
+        receipt = job.receipt(self._load.window)
+        available = self._load.window - len(job.target)
+        if isinstance(job.request, Prefix):
+            session.stable, session.volatile, session.tools = job.request.messages, (), job.request.tools
+            session.prefix_tokens = len(job.target)
+            status: PrefixStatus | SuffixStatus = PrefixStatus(
+                receipt=receipt,
+                prefix_tokens=len(job.target),
+                available=available,
+                prefix_token_hash=token_hash(job.target),
+                manifest_digest=self._manifest.digest,
+            )
+        else:
+            assert isinstance(job.request, Suffix)
+            session.volatile += job.request.messages
+            status = SuffixStatus(
+                receipt=receipt,
+                prefix_tokens=session.prefix_tokens,
+                suffix_tokens=len(job.target) - session.prefix_tokens,
+                available=available,
+                manifest_digest=self._manifest.digest,
+            )
+        self._reply(job, status)
+
+    def _finish(self, job: Job, reason: FinishReason, matched: str = "") -> None:
+        """Close a stream: what was held back goes out, the answer becomes a span of the text, the end part follows."""
+        if job.stream is not None:
+            job.stream.finish()
+            if job.decoding:
+                close_answer(job, self._pool, cut=bool(matched))
+            self._flush(job)
+            if job.stream.called and reason == "stop":
+                reason = "tool_calls"
+        end = EndPart(
+            finish_reason=reason,
+            usage=job.usage(),
+            receipt=job.receipt(self._load.window),
+            model=self._load.name,
+            seed=job.stream.seed if job.stream is not None and job.stream.options.temperature else None,
+            stop=matched,
+        )
+        self._reply(job, end)
+
+    def _finish_cancelled(self, job: Job) -> None:
+        if isinstance(job.request, Turn | Decode):
+            self._finish(job, "cancelled")
+        else:
+            hot = job.session.hot
+            self._fail(job, CancelledError(f"cancelled; the session keeps {hot} tokens", resident=hot))
+
+    def _flush(self, job: Job) -> None:
+        if job.stream is not None and (job.stream.parts or job.stream.tokens_ready):
+            parts, tokens = job.stream.take()
+            self._send(Parts(job.id, job.frame(), parts, tokens))
+
+    def _reply(self, job: Job, result: object) -> None:
+        self._leave(job)
+        tapes = [self._pool.tape(job.session)]
+        if isinstance(job.request, Fork):
+            tapes.append(self._pool.tape(self._pool.get(job.request.target)))
+        self._send(Done(job.id, job.frame(), encode_result(result), tuple(tapes)))
+
+    def _fail(self, job: Job, error: ModeldError) -> None:
+        self._leave(job)
+        tape = self._pool.tape(job.session)
+        self._send(Failed(job.id, job.frame(), error.code, error.message, error.details, (tape,)))
+
+    def _leave(self, job: Job) -> None:
+        """The job is over: its session's next one may start, and those that wait for room may try again."""
+        session = job.session
+        if job in self._active:
+            self._active.remove(job)
+        if job.stream is not None:
+            job.stream.sampler.close()
+        if job in session.jobs:
+            session.jobs.remove(job)
+        session.last_used = monotonic()
+        self._control.forget(job.id)
+        for other in self._active:
+            other.parked = False
+        self._fresh += [*self._starved, session]
+        self._starved = []

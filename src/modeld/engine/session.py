@@ -1,0 +1,195 @@
+"""What the engine knows of a session: its tape, where the text on it came from, and what the next call can keep."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from modeld.engine.backend import Vocabulary
+from modeld.session.values import SessionClass
+from modeld.thinking import ThinkLevel
+from modeld.types import Message, Receipt, ReuseReason, ReuseStop, Tool
+
+if TYPE_CHECKING:
+    from modeld.engine.job import Job
+
+CONTEXT_CHARACTERS = 20
+"""Shown on each side of the place where reuse stopped."""
+
+
+class Span(Struct, frozen=True):
+    """An answer on the tape: tokens and bytes ``[start, end)`` that the model itself wrote."""
+
+    token_start: int
+    token_end: int
+    byte_start: int
+    byte_end: int
+    thinking: bool
+
+
+class Prompt(Struct, frozen=True):
+    """A conversation as the model shall see it."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...]
+    think: ThinkLevel
+    text: bytes
+    ids: list[int]
+
+
+class EngineSession:
+    """State of one session. Owned by the scheduler's thread.
+
+    ``ids`` are the tokens of ``text``, the rendered conversation and what was generated after it; the KV holds the
+    first ``hot`` of them. ``ids[:hot]`` is the tape; the last sampled token of an answer is in ``ids`` and not on it.
+    """
+
+    def __init__(self, key: int, *, session_class: SessionClass = "main", pin: bool = False) -> None:
+        self.key = key
+        self.session_class = session_class
+        self.pin = pin
+        self.sequence: int | None = None
+        self.ids: list[int] = []
+        self.hot = 0
+        self.text = bytearray()
+        self.spans: list[Span] = []
+        self.messages: tuple[Message, ...] = ()
+        self.tools: tuple[Tool, ...] = ()
+        self.think: ThinkLevel = "auto"
+        self.stable: tuple[Message, ...] = ()
+        self.volatile: tuple[Message, ...] = ()
+        self.prefix_tokens = 0
+        # Tokens that a decode continues from; None while a prefill was cut short.
+        self.logical: int | None = None
+        # Why KV that was there is not, and how much of it.
+        self.lost: ReuseReason | None = None
+        self.lost_tokens = 0
+        # Leading tokens of the tape that the node knows of.
+        self.synced = 0
+        self.jobs: deque[Job] = deque()
+        self.last_used = 0.0
+        self.last_receipt: Receipt | None = None
+        self.prefill_calls = self.prefill_tokens = self.decode_calls = self.decode_tokens = 0
+        self.fatal = ""
+
+    @property
+    def gone(self) -> ReuseReason | None:
+        """Why the session holds no KV though it did."""
+        return self.lost if self.hot == 0 else None
+
+    @property
+    def tape(self) -> list[int]:
+        """Tokens whose KV the engine holds."""
+        return self.ids[: self.hot]
+
+    def tokens_of(self, text: bytes, vocabulary: Vocabulary, bos: str, add_bos: bool) -> list[int]:
+        """The ids of a rendered conversation.
+
+        Where it begins with the very bytes of an answer on the tape, the ids that the model generated are kept: a model
+        may spell a text in other tokens than the tokeniser does, and then its own KV is the one to reuse.
+        """
+        shared = shared_length(self.text, text)
+        for span in reversed(self.spans):
+            if span.byte_end <= shared:
+                tail = text[span.byte_end :]
+                ids = vocabulary.tokenize(tail, add_special=False) if tail else []
+                # Some tokenisers put a space before any text they are given: then the pieces tell, and nothing is kept.
+                if b"".join(map(vocabulary.piece, ids)) == tail:
+                    return self.ids[: span.token_end] + ids
+                break
+        doubled = add_bos and bos and text.startswith(bos.encode())
+        return vocabulary.tokenize(text, add_special=not doubled)
+
+    def adopt(self, prompt: Prompt, reused: int) -> None:
+        """Make ``prompt`` the session's text; the KV of its first ``reused`` tokens is there."""
+        shared = shared_length(self.ids, prompt.ids)
+        self.synced = min(self.synced, shared)
+        same_bytes = shared_length(self.text, prompt.text)
+        self.spans = [span for span in self.spans if span.token_end <= shared and span.byte_end <= same_bytes]
+        self.ids = list(prompt.ids)
+        self.text = bytearray(prompt.text)
+        self.hot = reused
+        self.messages, self.tools, self.think = prompt.messages, prompt.tools, prompt.think
+        self.lost, self.lost_tokens = None, 0
+
+    def lose(self, reason: ReuseReason) -> None:
+        """The KV is gone. What it held is remembered for the next receipt."""
+        if self.hot:
+            self.lost, self.lost_tokens = reason, self.hot
+        self.sequence = None
+        self.hot = 0
+
+    def take_from(self, other: EngineSession) -> None:
+        """Copy another session's conversation, but not its KV."""
+        self.ids, self.text, self.spans = list(other.ids), bytearray(other.text), list(other.spans)
+        self.messages, self.tools, self.think = other.messages, other.tools, other.think
+        self.stable, self.volatile = other.stable, other.volatile
+        self.prefix_tokens, self.logical = other.prefix_tokens, other.logical
+        self.lost, self.lost_tokens, self.hot, self.synced, self.fatal = None, 0, 0, 0, ""
+
+    def why_stopped(self, prompt: Prompt, reusable: int) -> ReuseStop | None:
+        """Where and why ``prompt`` leaves the tape, of which it can keep ``reusable`` tokens."""
+        if (gone := self.gone) is not None:
+            return ReuseStop(reason=gone, detail=f"the KV of {self.lost_tokens} tokens was gone")
+        if reusable >= self.hot:
+            return None
+        reason, index, character = self._difference(prompt)
+        place = shared_length(self.text, prompt.text)
+        return ReuseStop(
+            reason=reason,
+            token=reusable,
+            message_index=index,
+            character=character,
+            old=_around(self.text, place),
+            new=_around(prompt.text, place),
+        )
+
+    def _difference(self, prompt: Prompt) -> tuple[ReuseReason, int | None, int | None]:
+        if self.tools != prompt.tools:
+            return "tools_changed", None, None
+        for index, (old, new) in enumerate(zip(self.messages, prompt.messages, strict=False)):
+            if (old.role, old.content, old.tool_calls, old.tool_call_id) != (
+                new.role,
+                new.content,
+                new.tool_calls,
+                new.tool_call_id,
+            ):
+                return "message_changed", index, shared_length(old.content, new.content)
+        answered = len(self.messages)
+        if len(prompt.messages) == answered and self.think != prompt.think:
+            return "think_changed", None, None
+        if len(prompt.messages) <= answered:
+            return "history_shortened", len(prompt.messages), None
+        if not self.spans or self.spans[-1].byte_end < len(self.text):
+            return "retokenized", None, None
+        answer = self.spans[-1]
+        if answer.thinking:
+            return "thinking_dropped", answered, 0
+        said = bytes(self.text[answer.byte_start : answer.byte_end]).decode("utf-8", "replace")
+        content = prompt.messages[answered].content
+        if said == content:
+            return "retokenized", answered, None
+        return "answer_changed", answered, shared_length(said, content)
+
+
+def shared_length(
+    old: list[int] | bytes | bytearray | str,
+    new: list[int] | bytes | bytearray | str,
+) -> int:
+    """Length of the longest common prefix."""
+    low, high = 0, min(len(old), len(new))
+    # Slices compare at memory speed, so halving beats a loop over items from a few dozen on.
+    while low < high:
+        middle = (low + high + 1) // 2
+        if old[low:middle] == new[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _around(text: bytearray | bytes, place: int) -> str:
+    cut = bytes(text[max(0, place - 4 * CONTEXT_CHARACTERS) : place]).decode("utf-8", "ignore")[-CONTEXT_CHARACTERS:]
+    return cut + bytes(text[place : place + 4 * CONTEXT_CHARACTERS]).decode("utf-8", "ignore")[:CONTEXT_CHARACTERS]

@@ -125,7 +125,6 @@ class Usage(Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 ReuseReason = Literal[
-    "new_session",
     "message_changed",
     "history_shortened",
     "answer_changed",

@@ -70,12 +70,11 @@ class Backend(Vocabulary, Protocol):
     """A resident model."""
 
     template_source: str
+    """The model's chat template; empty where it brings none."""
     bos: str
     eos: str
     add_bos: bool
     tokenizer_digest: str
-    template_is_default: bool
-    warnings: tuple[str, ...]
 
     def step(self, slices: list[Slice]) -> StepResult:
         """Compute a batch. At most :attr:`Load.batch` tokens; a token has one sequence."""

@@ -85,4 +85,4 @@ class Pool:
         added = tuple(session.ids[keep : session.hot])
         session.synced = max(keep, session.hot)
         used = sum(other.hot for other in self.sessions.values())
-        return Tape(session.key, keep, added, session.hot, used)
+        return Tape(session.key, keep, added, session.hot, used, bool(session.fatal))

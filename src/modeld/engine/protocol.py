@@ -192,6 +192,7 @@ class Tape(Struct, frozen=True, omit_defaults=True):
     """How a session's tape changed since the engine last told: cut to ``keep``, then ``added`` follow.
 
     :param hot: tokens of it whose KV the engine holds. :param cells_used: by all sessions.
+    :param fatal: the session cannot go on; it must be forgotten and opened anew.
     """
 
     session: int
@@ -199,6 +200,7 @@ class Tape(Struct, frozen=True, omit_defaults=True):
     added: tuple[int, ...] = ()
     hot: int = 0
     cells_used: int = 0
+    fatal: bool = False
 
 
 class Parts(Struct, frozen=True, tag="parts"):

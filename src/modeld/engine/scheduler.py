@@ -26,6 +26,7 @@ from modeld.engine.protocol import (
     Done,
     Explain,
     Failed,
+    Forget,
     Fork,
     Load,
     Open,
@@ -150,7 +151,7 @@ class Scheduler:
         if not session.jobs or session.jobs[0] in self._active:
             return
         job = session.jobs[0]
-        if session.fatal:
+        if session.fatal and not isinstance(job.request, Forget):
             self._fail(job, SessionFatalError(f"{session.fatal}; open the session again to start anew"))
         elif not job.computes:
             self._administer(job)
@@ -364,6 +365,9 @@ class Scheduler:
         """Close a stream: what was held back goes out, the answer becomes a span of the text, the end part follows."""
         if job.stream is not None:
             job.stream.finish()
+            if not matched and job.stream.matcher.matched:
+                # It was complete before, but a longer one could still have come.
+                reason, matched = "stop", job.stream.matcher.matched
             if job.decoding:
                 close_answer(job, self._pool, cut=bool(matched))
             self._flush(job)

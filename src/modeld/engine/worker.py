@@ -92,7 +92,8 @@ def _load(
         kv_type=request.kv_type,
     )
     facts = template.facts
-    send(Ready(manifest, request.window, request.cells, facts.tools, facts.thinking, backend.warnings))
+    warnings = ("the model brings no chat template; ChatML is used",) if facts.default else ()
+    send(Ready(manifest, request.window, request.cells, facts.tools, facts.thinking, warnings))
     prompts = Prompts(backend, template, request.window)
     return Scheduler(backend, request, manifest, prompts, send, inbox, control)
 

@@ -1,0 +1,1 @@
+"""The public border of a node: its wire, its server, its client."""

@@ -20,12 +20,11 @@ import time
 import zlib
 
 from modeld.engine.backend import Slice, StepResult
+from modeld.engine.fake.settings import fake_settings
 from modeld.engine.protocol import Device, Load
-from modeld.errors import InvalidRequestError
 from modeld.types import DecodeOptions
 
 START, END = "\ue000", "\ue001"
-WINDOW = 4096
 TEMPLATE = (
     """
 {%- if tools -%}{{ 'START' + 'tools ' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ 'END' }}{%- endif -%}
@@ -40,25 +39,6 @@ TEMPLATE = (
     .strip()
 )
 """Runes of the private use area stand where a real model has control tokens. History carries no thinking."""
-
-
-def fake_settings(name: str) -> dict[str, float]:
-    """The settings in a name such as ``fake:delay=0.01``.
-
-    :raises InvalidRequestError: an unknown or malformed setting.
-    """
-    settings = {"delay": 0.0, "window": float(WINDOW)}
-    for item in filter(None, name.partition(":")[2].split(",")):
-        key, _, value = item.partition("=")
-        try:
-            if key not in settings:
-                raise ValueError
-            settings[key] = float(value)
-        except ValueError:
-            raise InvalidRequestError(
-                f"the fake model knows {', '.join(settings)} as settings, not {item!r}", parameter="name"
-            ) from None
-    return settings
 
 
 class FakeRuntime:
@@ -94,8 +74,6 @@ class FakeBackend:
     eos = END
     add_bos = False
     tokenizer_digest = hashlib.sha256(b"one rune is one token").hexdigest()
-    template_is_default = False
-    warnings: tuple[str, ...] = ()
 
     def __init__(self, request: Load) -> None:
         self._cells: dict[int, list[int]] = {}

@@ -12,12 +12,6 @@ from modeld.engine.protocol import Load
 from modeld.errors import ModelLoadError
 from modeld.types import DecodeOptions
 
-CHATML = (
-    "{%- for message in messages -%}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
-    "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
-)
-"""For models that bring no template."""
-
 
 class LlamaBackend:
     """One model, one context, one batch. Used by one thread, but for :meth:`request_abort`."""
@@ -30,6 +24,7 @@ class LlamaBackend:
         self._vocab = native.llama_model_get_vocab(model)
         self._batch = native.llama_batch_init(request.batch, 0, 1)
         self._limit = request.batch
+        self._scratch = request.sequences
         self._rows: list[int] = []
         self._pieces: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}
@@ -43,10 +38,8 @@ class LlamaBackend:
             for token in (native.llama_vocab_bos(self._vocab), native.llama_vocab_eos(self._vocab))
         )
         template = native.llama_model_chat_template(model, None)
-        self.template_is_default = template is None
-        self.template_source = CHATML if template is None else template.decode("utf-8", "replace")
+        self.template_source = "" if template is None else template.decode("utf-8", "replace")
         self.tokenizer_digest = self._tokenizer_digest()
-        self.warnings: tuple[str, ...] = ("the model has no chat template; ChatML is used",) if template is None else ()
 
     def _install_abort(self) -> Any:
         """Let the processor backend ask, between graph nodes, whether to stop.
@@ -149,7 +142,14 @@ class LlamaBackend:
         self._n.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     def save(self, sequence: int) -> bytes:
-        """``llama_state_seq_get_data``."""
+        """The state of a sequence, always written as that of the scratch sequence: the bytes name their sequence."""
+        self.share(sequence, self._scratch)
+        try:
+            return self._read(self._scratch)
+        finally:
+            self.remove(self._scratch, 0)
+
+    def _read(self, sequence: int) -> bytes:
         size = self._n.llama_state_seq_get_size(self._context, sequence)
         buffer = (ctypes.c_uint8 * size)()
         written = self._n.llama_state_seq_get_data(self._context, buffer, size, sequence)
@@ -158,11 +158,14 @@ class LlamaBackend:
     def restore(self, sequence: int, state: bytes) -> bool:
         """``llama_state_seq_set_data``, then read back: only a state that reads back equal counts as restored."""
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        read = self._n.llama_state_seq_set_data(self._context, buffer, len(state), sequence)
-        if read == len(state) and self.save(sequence) == state:
+        try:
+            read = self._n.llama_state_seq_set_data(self._context, buffer, len(state), self._scratch)
+            if read != len(state) or self._read(self._scratch) != state:
+                return False
+            self.share(self._scratch, sequence)
             return True
-        self.remove(sequence, 0)
-        return False
+        finally:
+            self.remove(self._scratch, 0)
 
     def request_abort(self) -> None:
         """Raise the flag that the native callback reads."""

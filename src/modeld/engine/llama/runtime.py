@@ -80,10 +80,11 @@ class LlamaRuntime:
         params = self.native.llama_context_default_params()
         params.n_ctx = request.cells
         params.n_batch = params.n_ubatch = request.batch
-        params.n_seq_max = request.sequences
+        # One more than sessions get: state is saved and restored through a sequence of its own.
+        params.n_seq_max = request.sequences + 1
         # Logits are wanted for one token of a sequence at most; the default keeps a row for each token of a batch,
         # which is 311 MB at a vocabulary of 152,000.
-        params.n_outputs_max = request.sequences
+        params.n_outputs_max = params.n_seq_max
         params.n_threads = params.n_threads_batch = request.threads or default_threads()
         params.type_k = params.type_v = KV_TYPES[request.kv_type]
         # One cache for all sequences, so that a prefix can be shared (seq_cp) without copying it.

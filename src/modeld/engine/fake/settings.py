@@ -1,0 +1,26 @@
+"""What a fake model's name says about it."""
+
+from __future__ import annotations
+
+from modeld.errors import InvalidRequestError
+
+WINDOW = 4096
+
+
+def fake_settings(name: str) -> dict[str, float]:
+    """The settings in a name such as ``fake:delay=0.01``.
+
+    :raises InvalidRequestError: an unknown or malformed setting.
+    """
+    settings = {"delay": 0.0, "window": float(WINDOW)}
+    for item in filter(None, name.partition(":")[2].split(",")):
+        key, _, value = item.partition("=")
+        try:
+            if key not in settings:
+                raise ValueError
+            settings[key] = float(value)
+        except ValueError:
+            raise InvalidRequestError(
+                f"the fake model knows {', '.join(settings)} as settings, not {item!r}", parameter="name"
+            ) from None
+    return settings

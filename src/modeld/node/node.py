@@ -1,0 +1,420 @@
+"""The node: :class:`modeld.session.ModelService` over one slot, a model store and a registry of sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from modeld._version import __version__
+from modeld.engine.fake.settings import fake_settings
+from modeld.engine.protocol import Device, Forget, Load, Tape
+from modeld.errors import CapacityError, EngineCrashedError, InvalidRequestError, StaleGenerationError
+from modeld.node.capacity import MemoryState, free_memory, make_plan, require
+from modeld.node.engine_process import EngineProcess, EngineStream, start_engine
+from modeld.node.session import Bound, NodeSession, RequestMaker
+from modeld.node.sessions import SessionRecord, SessionRegistry
+from modeld.node.slot import Residency, Slot, Want
+from modeld.node.snapshots import SnapshotStore
+from modeld.node.store import ModelStore, ResolvedModel
+from modeld.session.values import (
+    EngineStatus,
+    InstalledModel,
+    ModelDescription,
+    ModelRef,
+    NodeStatus,
+    Plan,
+    SessionConfig,
+    SessionHandle,
+    SessionInfo,
+)
+from modeld.types import EndPart
+
+SEQUENCES = 16
+FAKE_CELLS = 32768
+
+
+class NodeConfig(Struct, frozen=True, kw_only=True):
+    """How a node runs.
+
+    :param idle_ttl: seconds without use until the engine process exits; 0 never.
+    :param threads: of the engine; 0 is its own choice.
+    :param allow_fake: serve models named ``fake…`` by the engine without native code.
+    """
+
+    data_root: Path
+    idle_ttl: float = 300.0
+    threads: int = 0
+    sequences: int = SEQUENCES
+    allow_fake: bool = False
+
+
+class Node:
+    """Owns the slot and the sessions. Belongs to one event loop; holds no lease of its own and listens nowhere.
+
+    :param instance_id: of the owner. :param epoch: likewise.
+    :param resident_changed: called with the engine's name after each change of what is resident.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        *,
+        instance_id: str = "",
+        epoch: int = 0,
+        resident_changed: Callable[[str], None] = lambda backend: None,
+    ) -> None:
+        self.config = config
+        self.endpoints: tuple[str, ...] = ()
+        self.store = ModelStore(config.data_root, allow_fake=config.allow_fake)
+        self.snapshots = SnapshotStore(config.data_root)
+        self._instance_id = instance_id
+        self._epoch = epoch
+        self._resident_changed = resident_changed
+        self._slot = Slot(self._load, self._slot_changed, config.idle_ttl)
+        self._registry = SessionRegistry()
+        self._devices: tuple[Device, ...] | None = None
+        self._started = time.monotonic()
+        self._active = 0
+
+    # ModelService
+
+    async def open_session(self, ref: ModelRef | str, config: SessionConfig | None = None) -> NodeSession:
+        """See :meth:`modeld.session.ModelService.open_session`."""
+        config = config or SessionConfig()
+        want = await self._want(ref, config)
+        async with self._slot.use(want) as residency:
+            record = self._registry.open(want.model.ref, config)
+            if record.fatal and record.generation == residency.generation:
+                # Opening is how a session that could not go on starts anew.
+                await residency.engine.call(Forget(residency.engine.next_id(), record.key), type(None))
+            self._introduce(record, residency)
+            return NodeSession(self, self._handle(record, residency))
+
+    def attach(self, handle: SessionHandle) -> NodeSession:
+        """See :meth:`modeld.session.ModelService.attach`."""
+        return NodeSession(self, handle)
+
+    async def describe(self, ref: ModelRef | str, config: SessionConfig | None = None) -> ModelDescription:
+        """See :meth:`modeld.session.ModelService.describe`."""
+        config = config or SessionConfig()
+        model = await self._resolve(ref)
+        want = Want(model, config.context, config.kv_type)
+        resident = self._slot.resident
+        here = resident is not None and resident.serves(want)
+        if here and resident is not None:
+            plan = resident.plan
+        else:
+            plan = self._plan(want, await self._known_devices(model.type))
+        header = model.header
+        template = header.chat_template if header else ""
+        return ModelDescription(
+            name=model.name,
+            type=model.type,
+            digest=model.digest,
+            path=model.path,
+            size=model.size,
+            architecture=header.architecture if header else "fake",
+            quantization=header.file_type if header else "",
+            parameters=header.parameters if header else 0,
+            layers=header.block_count if header else 0,
+            context_length=header.context_length if header else FAKE_CELLS,
+            sliding_window=header.sliding_window if header else 0,
+            vocabulary=header.vocabulary if header else 0x110000,
+            has_template=bool(template) or header is None,
+            tools=resident.ready.tools if here and resident else "tools" in template,
+            thinking=resident.ready.thinking if here and resident else "enable_thinking" in template,
+            resident=here,
+            plan=plan,
+        )
+
+    async def models(self) -> list[InstalledModel]:
+        """See :meth:`modeld.session.ModelService.models`."""
+        listed = await asyncio.to_thread(self.store.list)
+        resident = self._slot.resident
+        path = resident.model.path if resident else None
+        return [msgspec.structs.replace(model, resident=model.path == path) for model in listed]
+
+    async def load(self, ref: ModelRef | str, config: SessionConfig | None = None) -> NodeStatus:
+        """See :meth:`modeld.session.ModelService.load`."""
+        async with self._slot.use(await self._want(ref, config or SessionConfig())):
+            return await self.status()
+
+    async def unload(self) -> NodeStatus:
+        """See :meth:`modeld.session.ModelService.unload`."""
+        await self._slot.unload()
+        return await self.status()
+
+    async def status(self) -> NodeStatus:
+        """See :meth:`modeld.session.ModelService.status`."""
+        slot, resident = self._slot, self._slot.resident
+        pids = (os.getpid(), resident.engine.pid) if resident else (os.getpid(),)
+        rss = await asyncio.to_thread(_resident_bytes, pids)
+        return NodeStatus(
+            instance_id=self._instance_id,
+            epoch=self._epoch,
+            pid=os.getpid(),
+            version=__version__,
+            data_root=str(self.config.data_root),
+            endpoints=self.endpoints,
+            state=slot.state,
+            generation=slot.generation,
+            uptime=time.monotonic() - self._started,
+            idle_ttl=slot.idle_ttl,
+            rss=rss[0],
+            model=resident.model.name if resident else "",
+            digest=resident.model.digest if resident else "",
+            context=resident.plan.context if resident else 0,
+            cells=resident.plan.cells if resident else 0,
+            cells_used=self._registry.cells_used,
+            engine=EngineStatus(
+                pid=resident.engine.pid, backend=resident.model.type, build=resident.hello.build, rss=rss[1]
+            )
+            if resident
+            else None,
+            sessions=len(self._registry),
+            active=self._active,
+            idle_seconds=time.monotonic() - slot.last_used,
+            last_error=slot.last_error,
+        )
+
+    async def sessions(self) -> list[SessionInfo]:
+        """See :meth:`modeld.session.ModelService.sessions`."""
+        resident = self._slot.resident
+        generation = resident.generation if resident else 0
+        pid = resident.engine.pid if resident else 0
+        return [record.info(generation, pid) for record in self._registry.latest_first()]
+
+    async def aclose(self) -> None:
+        """End the engine. Running calls fail."""
+        await self._slot.close()
+
+    # For the node's own sessions
+
+    @asynccontextmanager
+    async def bound(self, handle: SessionHandle) -> AsyncIterator[Bound]:
+        """Have the session's model resident, and the engine know the session, while the body runs.
+
+        :raises StaleGenerationError: the model behind the handle is another one now.
+        """
+        bound = await self._bind(handle)
+        try:
+            yield bound
+        finally:
+            self._unbind(bound)
+
+    async def start_stream(self, session: NodeSession, request: RequestMaker) -> EngineStream:
+        """Send a request that streams; the session is bound until its end."""
+        bound = await self._bind(session.handle)
+        engine = bound.residency.engine
+
+        def finish(end: EndPart) -> EndPart:
+            session.saw(bound.residency.generation)
+            return msgspec.structs.replace(end, receipt=bound.stamp(end.receipt))
+
+        try:
+            stream = engine.stream(request(engine.next_id(), bound.record.key), finish)
+        except BaseException:
+            self._unbind(bound)
+            raise
+        stream.end.add_done_callback(lambda _: self._unbind(bound))
+        return stream
+
+    def branch(self, bound: Bound, name: str, workspace: str) -> SessionRecord:
+        """The record that a fork of the session goes to."""
+        config = msgspec.structs.replace(bound.record.config, name=name, workspace=workspace)
+        record = self._registry.open(bound.record.ref, config)
+        if record is bound.record:
+            raise InvalidRequestError("a session cannot be forked onto itself: give another name", parameter="name")
+        self._introduce(record, bound.residency)
+        return record
+
+    async def _bind(self, handle: SessionHandle) -> Bound:
+        resident = self._slot.resident
+        config = SessionConfig(workspace=handle.workspace, name=handle.name)
+        record = self._registry.find(handle.workspace, handle.name, handle.ref.digest)
+        if record is not None:
+            config = record.config
+        if resident is not None and resident.holds(handle.ref):
+            # Its file need not be there any more, and is not read again for each call.
+            model = resident.model
+        else:
+            model = await self._resolve(handle.ref)
+        residency = await self._slot.acquire(Want(model, config.context, config.kv_type))
+        try:
+            return self._rebind(handle, residency, record or self._registry.open(handle.ref, config))
+        except BaseException:
+            self._slot.release(residency)
+            raise
+
+    def _rebind(self, handle: SessionHandle, residency: Residency, record: SessionRecord) -> Bound:
+        if handle.generation > residency.generation and handle.epoch == self._epoch:
+            raise StaleGenerationError(
+                f"the handle is of generation {handle.generation}, which this node never had; open the session again",
+                generation=handle.generation,
+                current=residency.generation,
+            )
+        rebound = handle.generation != residency.generation
+        field = record.manifest.difference(residency.ready.manifest) if record.manifest and rebound else None
+        if field is not None:
+            raise StaleGenerationError(
+                f"the model was loaded again with another {field.replace('_', ' ')}: this is generation "
+                f"{residency.generation}, the handle has {handle.generation}; open the session again",
+                generation=handle.generation,
+                current=residency.generation,
+            )
+        self._introduce(record, residency)
+        record.active += 1
+        record.last_used = time.time()
+        self._active += 1
+        return Bound(record, residency, rebound)
+
+    def _unbind(self, bound: Bound) -> None:
+        bound.record.active -= 1
+        bound.record.last_used = time.time()
+        self._active -= 1
+        self._slot.release(bound.residency)
+
+    def _introduce(self, record: SessionRecord, residency: Residency) -> None:
+        opening = self._registry.introduce(
+            record, residency.generation, residency.ready.manifest, residency.ready.window
+        )
+        if opening is not None:
+            residency.engine.tell(opening)
+
+    def _handle(self, record: SessionRecord, residency: Residency) -> SessionHandle:
+        return SessionHandle(
+            workspace=record.config.workspace,
+            name=record.config.name,
+            ref=record.ref,
+            generation=residency.generation,
+            window=residency.ready.window,
+            epoch=self._epoch,
+        )
+
+    # Loading
+
+    async def _resolve(self, ref: ModelRef | str) -> ResolvedModel:
+        named = ModelRef(ref) if isinstance(ref, str) else ref
+        if named.path:
+            # A relative path is one of this process; clients elsewhere send absolute ones.
+            named = msgspec.structs.replace(named, path=os.path.abspath(named.path))
+        return await asyncio.to_thread(self.store.resolve, named)
+
+    async def _want(self, ref: ModelRef | str, config: SessionConfig) -> Want:
+        return Want(await self._resolve(ref), config.context, config.kv_type)
+
+    async def _load(self, want: Want, generation: int) -> Residency:
+        engine = await start_engine(self, want.model.type, self.config.data_root, want.model.name)
+        try:
+            hello = await engine.hello
+            self._devices = hello.devices
+            plan = self._plan(want, hello.devices)
+            require(plan)
+            ready = await engine.load(
+                Load(
+                    want.model.path,
+                    want.model.name,
+                    want.model.digest,
+                    plan.cells,
+                    plan.context,
+                    want.kv_type,
+                    self.config.sequences,
+                    threads=self.config.threads,
+                    gpu_layers=plan.gpu_layers,
+                )
+            )
+        except BaseException:
+            await engine.stop()
+            raise
+        return Residency(want.model, plan, ready, hello, engine, generation)
+
+    def _plan(self, want: Want, devices: tuple[Device, ...]) -> Plan:
+        if want.model.header is None:
+            return _fake_plan(want)
+        device = max(devices, key=lambda device: device.free, default=None)
+        memory = MemoryState(device.free, device.total) if device is not None else free_memory()
+        resident = self._slot.resident
+        return make_plan(
+            want.model.header,
+            request=want.context,
+            kv_type=want.kv_type,
+            free=memory.free,
+            total=memory.total,
+            sequences=self.config.sequences,
+            reclaimable=resident.plan.required if resident is not None else 0,
+            device=device.name if device is not None else "cpu",
+            gpu_layers=-1 if device is not None else 0,
+        )
+
+    async def _known_devices(self, backend: str) -> tuple[Device, ...]:
+        """The engine knows the devices: ask one that was started before, or one started for the question."""
+        if self._devices is None and self._slot.resident is None and backend != "fake":
+            engine = await start_engine(self, backend, self.config.data_root, "a look at the devices")
+            try:
+                self._devices = (await engine.hello).devices
+            finally:
+                await engine.stop()
+        return self._devices or ()
+
+    def _slot_changed(self) -> None:
+        if self._slot.resident is None:
+            self._registry.engine_gone()
+        self._resident_changed(self._slot.last_backend)
+
+    # EngineListener
+
+    def tape_changed(self, tape: Tape) -> None:
+        """The engine tells what is on a session's tape."""
+        self._registry.tape_changed(tape)
+
+    def evicted(self, sessions: tuple[int, ...]) -> None:
+        """The engine took sessions' KV for others."""
+        self._registry.evicted(sessions)
+
+    def engine_died(self, engine: EngineProcess, error: EngineCrashedError) -> None:
+        """The engine process is gone."""
+        self._slot.engine_died(engine, error)
+
+
+def _fake_plan(want: Want) -> Plan:
+    window = int(fake_settings(want.model.name)["window"])
+    if want.context > window:
+        raise CapacityError(
+            f"a session of {want.context} tokens is more than the fake model's {window}",
+            context=want.context,
+            max_context=window,
+        )
+    return Plan(
+        fits=True,
+        context=want.context or window,
+        cells=FAKE_CELLS,
+        max_context=window,
+        kv_bytes_per_token=4,
+        kv_type=want.kv_type,
+        weights=0,
+        kv=4 * FAKE_CELLS,
+        overhead=0,
+        required=4 * FAKE_CELLS,
+        free=0,
+        reserve=0,
+        usable=0,
+    )
+
+
+def _resident_bytes(pids: tuple[int, ...]) -> tuple[int, ...]:
+    import psutil
+
+    sizes = []
+    for pid in pids:
+        try:
+            sizes.append(psutil.Process(pid).memory_info().rss)
+        except psutil.Error:
+            sizes.append(0)
+    return tuple(sizes)

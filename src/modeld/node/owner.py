@@ -1,0 +1,562 @@
+"""Exactly one owner of a data root: a kernel lock, a readable record and an epoch.
+
+What the lease does **not** guarantee:
+
+* **It does not undo what was already sent.** An owner that lost the lease, or was stopped and killed, may have a write
+  in flight: the successor can serve before that write reaches its peer. So every call and handle carries (instance id,
+  epoch), the receiver compares, and a client drops what comes from an epoch below the highest it saw.
+* **It does not survive somebody unlinking** ``owner.lock``. A holds the lock; the file is unlinked; B creates a new
+  file of that name and locks that. Both are owners until A's next renewal sees another inode (``lock-lost``), ttl/3
+  later at most. A renewal of A that is just then between its check and its rename lands on B's record, and B stops
+  too, by ``epoch-changed``. So the lock file is never renamed, replaced or unlinked here, and a folder in which others
+  may write is refused.
+* **It does not end with the owner while a forked child lives.** ``flock`` belongs to the open file description, and a
+  child made by ``fork`` *without* ``exec`` shares it: A forks C; A is killed; nobody can take over until C exits. So an
+  owner must not fork without exec; the descriptor is close-on-exec, and a spawned program does not keep the lock. In a
+  forked child the lease refuses to work, and its ``release`` leaves the parent's lock alone.
+* **It does not tell a stopped owner from a working one.** A process under SIGSTOP holds its lock for ever. A contender
+  can see that ``renewed`` in the record stands still, but nothing here evicts it. An owner that goes on after a stop
+  held the lock all along: it renews once and stays owner, or learns why it is none.
+* **A record beside a held lock is a hint.** B takes the lock; a prober reads; B writes its record. The prober saw
+  "running" with the record of A, who is dead. Only an answer at the endpoint with the same instance and epoch proves
+  an owner.
+* **The epoch grows only as long as one of its two copies survives.** With both gone it starts again at 1. The fence
+  holds all the same, because the instance id is new.
+* **It is for one machine.** Network file systems are refused by name where the mount table can be read (Linux);
+  elsewhere nothing is checked. A local disk shared by two virtual machines is not seen.
+
+What it does: at most one process holds the lock. The kernel frees it at death, so a successor takes over at once,
+without waiting for a ttl. Every takeover has a higher epoch, on disk before anything is served. An owner knows of a
+loss no later than ``ttl - margin`` (the margin is a quarter of the ttl) after its last good renewal, even when storage
+hangs. All times are of the monotonic clock; on Linux it stands still while the machine sleeps, for owner and contender
+alike.
+
+Only :mod:`modeld.errors` and :mod:`msgspec` are needed, so that another daemon can use it::
+
+    with OwnerLease.acquire(folder, version="1.0") as lease:
+        lease.publish(endpoints=["unix:/run/my.sock"])
+        await keep(lease, on_lost)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import math
+import os
+import queue
+import shlex
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import msgspec
+
+from modeld.errors import InvalidRequestError, LeaseLostError, NodeError, NotOwnerError, OwnerHeldError
+from modeld.node.record import (
+    EPOCH_NAME,
+    LOCK_NAME,
+    MAX_RECORD_BYTES,
+    RECORD_NAME,
+    DataRoot,
+    OwnerRecord,
+    OwnerState,
+    boot_id,
+    default_data_root,
+    probe,
+    process_start_time,
+    read_epoch,
+    read_epoch_file,
+    read_record,
+    refuse_network_file_system,
+    refuse_shared_folder,
+    require_running,
+    socket_path,
+)
+
+__all__ = [
+    "LossReason",
+    "OwnerLease",
+    "OwnerRecord",
+    "OwnerState",
+    "boot_id",
+    "default_data_root",
+    "keep",
+    "probe",
+    "process_start_time",
+    "refuse_network_file_system",
+    "require_running",
+    "socket_path",
+]
+
+LossReason = Literal["lock-lost", "record-missing", "epoch-changed", "renew-failed"]
+"""Why an owner stopped being one.
+
+``lock-lost``: the lock file was unlinked or replaced. ``record-missing``: the record is gone or unreadable.
+``epoch-changed``: the record is another owner's. ``renew-failed``: storage failed or hung until the margin.
+"""
+
+# A prober holds a shared lock for microseconds, and a child between fork and exec for some milliseconds.
+_ACQUIRE_PATIENCE = 0.25
+_ACQUIRE_POLL = 0.005
+
+_COMMAND_CHARACTERS = 1000
+
+_Outcome = Literal["ok", "transient"]
+_Jobs = queue.SimpleQueue[asyncio.Future[_Outcome] | None]
+
+_log = logging.getLogger(__name__)
+
+
+class OwnerLease:
+    """The right to be the one owner of a data root. Made by :meth:`acquire`, kept by :func:`keep`.
+
+    The methods block on storage: in async code call them in a worker thread. They may be called from several threads;
+    one writes at a time. Once lost, a lease stays lost.
+    """
+
+    def __init__(self, root: Path, fd: int, record: OwnerRecord) -> None:
+        """For :meth:`acquire` only: ``fd`` holds the lock, and no record of ours is on disk yet."""
+        self._root = root
+        self._fd = fd
+        self._record = record
+        self._writes = 0
+        self._renewed_at = time.monotonic()
+        self._lost: LossReason | None = None
+        self._released = False
+        self._pid = os.getpid()
+        self._io = threading.Lock()
+
+    @classmethod
+    def acquire(
+        cls,
+        data_root: DataRoot,
+        *,
+        ttl: float = 10.0,
+        backend: str = "none",
+        serves: Sequence[str] = (),
+        protocol: int = 1,
+        version: str = "",
+        command: str | None = None,
+    ) -> Self:
+        """Become the owner of ``data_root``, which is created (0700) where it is missing.
+
+        On return the new epoch and a record without endpoints are on disk: write those with :meth:`publish` as soon as
+        something listens. Waits up to 250 ms for a lock that a prober may hold, longer only for slow storage.
+
+        :param ttl: seconds the record may stand still before the owner counts as wedged; 0.1 to 86,400.
+        :param command: how the process was started, for people; its own command line by default.
+        :raises OwnerHeldError: another process (or lease of this one) is the owner. ``pid`` is 0 when it has no record.
+        :raises InvalidRequestError: a ttl out of range, or a folder on a network file system, or writable by others.
+        :raises NodeError: storage failed; nobody became owner.
+        """
+        if not (math.isfinite(ttl) and 0.1 <= ttl <= 86_400):
+            raise InvalidRequestError(f"ttl must be between 0.1 and 86400 seconds, not {ttl!r}", parameter="ttl")
+        root = Path(data_root).absolute()
+        refuse_network_file_system(root)
+        try:
+            os.makedirs(root, 0o700, exist_ok=True)
+            refuse_shared_folder(root)
+            fd = _lock(root)
+            try:
+                lease = cls(root, fd, _first_record(root, ttl, backend, serves, protocol, version, command))
+                lease._take_over()
+            except BaseException:
+                os.close(fd)
+                raise
+        except OSError as error:
+            raise NodeError(
+                f"cannot own {str(root)!r}: {error}; mend that or choose another folder with --data-root",
+                data_root=str(root),
+            ) from error
+        return lease
+
+    @property
+    def data_root(self) -> Path:
+        """The folder that is owned."""
+        return self._root
+
+    @property
+    def record(self) -> OwnerRecord:
+        """The record as last written."""
+        return self._record
+
+    @property
+    def epoch(self) -> int:
+        """The fencing number: higher than that of every earlier owner."""
+        return self._record.epoch
+
+    @property
+    def instance_id(self) -> str:
+        """New at every takeover; the other half of the fence."""
+        return self._record.instance_id
+
+    @property
+    def margin(self) -> float:
+        """Seconds before the end of the ttl at which a silent owner gives up: a quarter of the ttl."""
+        return self._record.ttl / 4
+
+    @property
+    def lost(self) -> LossReason | None:
+        """Why the lease was lost; ``None`` while nothing is known of a loss."""
+        return self._lost
+
+    @property
+    def released(self) -> bool:
+        """Whether :meth:`release` was called."""
+        return self._released
+
+    def remaining(self) -> float:
+        """Seconds until the loss is declared unless a renewal succeeds; negative when that moment passed."""
+        return self._renewed_at + self._record.ttl - self.margin - time.monotonic()
+
+    def publish(
+        self,
+        *,
+        endpoints: Sequence[str] | None = None,
+        backend: str | None = None,
+        serves: Sequence[str] | None = None,
+    ) -> OwnerRecord:
+        """Write what changed into the record; ``None`` keeps what is there. Counts as a renewal.
+
+        :raises LeaseLostError: the lease is lost; nothing was written.
+        :raises NotOwnerError: released before, or called in a forked child.
+        :raises InvalidRequestError: the record would pass 64 KiB.
+        :raises NodeError: storage failed; the lease's record is as before, call again.
+        """
+        with self._writing():
+            record = msgspec.structs.replace(
+                self._record,
+                endpoints=self._record.endpoints if endpoints is None else tuple(map(_text, endpoints)),
+                backend=self._record.backend if backend is None else backend,
+                serves=self._record.serves if serves is None else tuple(serves),
+            )
+            record = msgspec.structs.replace(record, endpoint=record.endpoints[0] if record.endpoints else "")
+            try:
+                return self._renew_as(record)
+            except OSError as error:
+                raise NodeError(
+                    f"cannot write the owner record in {str(self._root)!r}: {error}; the one before still stands",
+                    data_root=str(self._root),
+                ) from error
+
+    def renew(self) -> Literal["ok", "transient"]:
+        """Prove that the lease is still ours and say so on disk.
+
+        ``transient``: storage failed, and there is time to try again. Succeeds after the margin too, where nobody took
+        over: the lock decides, not the clock.
+
+        :raises LeaseLostError: with a :data:`LossReason`; ``renew-failed`` when storage failed beyond the margin.
+        :raises NotOwnerError: released before, or called in a forked child.
+        """
+        with self._writing():
+            try:
+                self._renew_as(self._record)
+            except OSError as error:
+                left = self.remaining()
+                if left <= 0:
+                    raise self._lose("renew-failed") from error
+                _log.warning("lease of %s not renewed, lost in %.1f s: %s", self._root, left, error)
+                return "transient"
+            return "ok"
+
+    def release(self) -> None:
+        """Stop being the owner. Can be called again, and does nothing then, nor in a forked child.
+
+        Removes the record if it is ours; keeps lock and epoch files. Storage errors are ignored: the next owner heals
+        what is left. When another thread hangs in a write of ours for longer than the margin, the lock is left to the
+        kernel, which frees it when the process is gone: unlocked now, that write could land on the successor's record.
+        """
+        if self._released or os.getpid() != self._pid:
+            return
+        self._released = True
+        if not self._io.acquire(timeout=self.margin):
+            _log.warning("storage hangs: the lease of %s is freed when this process exits", self._root)
+            return
+        try:
+            with suppress(OSError, LeaseLostError):
+                self._remove_record()
+            # Not only close: a child forked without exec has a copy of the descriptor, and would keep the lock.
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            os.close(self._fd)
+        finally:
+            self._io.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def _take_over(self) -> None:
+        for leftover in self._root.glob("owner.*.tmp"):
+            leftover.unlink()
+        self._replace(EPOCH_NAME, b"%d\n" % self.epoch)
+        self._replace(RECORD_NAME, _encode(self._record))
+        self._renewed_at = time.monotonic()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        if os.getpid() != self._pid:
+            raise NotOwnerError(
+                f"process {os.getpid()} is a forked child of the owner {self._pid}: the lease is not its own; "
+                f"start children with exec"
+            )
+        # Waiting for a writer that hangs longer than this means that the lease is lost anyway.
+        if not self._io.acquire(timeout=max(self.remaining(), 0.0)):
+            raise self._lose("renew-failed")
+        try:
+            self._refuse_ended()
+            yield
+        finally:
+            self._io.release()
+
+    def _refuse_ended(self) -> None:
+        if self._lost is not None:
+            raise self._lose(self._lost)
+        if self._released:
+            raise NotOwnerError(f"the lease of {str(self._root)!r} was released; acquire a new one")
+
+    def _renew_as(self, record: OwnerRecord) -> OwnerRecord:
+        # The start counts, not the end: contenders may have seen the record move at any moment in between.
+        started = time.monotonic()
+        self._prove_ours()
+        # Counts attempts: a write that failed after its rename is on disk, and the next one must still move the record.
+        self._writes += 1
+        record = msgspec.structs.replace(record, renewed=self._writes)
+        self._replace(RECORD_NAME, _encode(record))
+        self._record, self._renewed_at = record, started
+        return record
+
+    def _prove_ours(self) -> None:
+        if not _is_path_of(self._fd, self._root / LOCK_NAME):
+            raise self._lose("lock-lost")
+        found = read_record(self._root)
+        if found is None:
+            raise self._lose("record-missing")
+        if (found.instance_id, found.epoch) != (self.instance_id, self.epoch):
+            raise self._lose("epoch-changed")
+
+    def _remove_record(self) -> None:
+        self._prove_ours()
+        if read_epoch_file(self._root) != self.epoch:
+            # The record is about to go: without this the epoch would start again at 1.
+            _write_atomic(self._root, EPOCH_NAME, b"%d\n" % self.epoch, self.instance_id, lambda: None)
+        os.unlink(self._root / RECORD_NAME)
+        _sync_folder(self._root)
+
+    def _replace(self, name: str, data: bytes) -> None:
+        # A write that hung until the loss was declared must not come true after it.
+        _write_atomic(self._root, name, data, self.instance_id, self._refuse_ended)
+
+    def _lose(self, reason: LossReason) -> LeaseLostError:
+        if self._lost is None:
+            self._lost = reason
+        return LeaseLostError(
+            f"process {self._pid} is no longer the owner of {str(self._root)!r} (epoch {self.epoch}): {self._lost}; "
+            f"stop serving and start again",
+            reason=self._lost,
+            epoch=self.epoch,
+        )
+
+
+async def keep(lease: OwnerLease, on_lost: Callable[[LeaseLostError], object] | None = None) -> None:
+    """Renew ``lease`` every ttl/3 until it is lost, and then raise. Returns when the lease was released.
+
+    Renewals run in a thread of their own, a daemon one: hanging storage blocks neither the event loop nor the exit of
+    the interpreter. The loss is declared no later than ``ttl - margin`` after the last good renewal. One exception: an
+    event loop that did not run at that moment (SIGSTOP, a frozen container) gets one attempt of ``margin`` seconds
+    first, since the lock was held all along. Cancelling stops the renewals and is no loss: release the lease then.
+
+    :param on_lost: called once in the event loop, before the error is raised: stop taking new work there.
+    :raises LeaseLostError: with a :data:`LossReason`.
+    """
+    loop = asyncio.get_running_loop()
+    jobs: _Jobs = queue.SimpleQueue()
+    threading.Thread(target=_renewer, args=(lease, loop, jobs), name="modeld lease renewal", daemon=True).start()
+    interval = lease.record.ttl / 3
+    delay, failing = interval, False
+    try:
+        while True:
+            await asyncio.sleep(delay)
+            left = lease.remaining()
+            outcome = await _attempt(lease, loop, jobs, left if failing else max(left, lease.margin))
+            failing = outcome == "transient"
+            # Halve what is left, so that the last attempts are near the end but do not spin.
+            left = lease.remaining()
+            delay = min(max(left / 2, interval / 10), max(left, 0.0), interval) if failing else interval
+    except NotOwnerError:
+        return
+    except LeaseLostError as error:
+        if on_lost is not None:
+            on_lost(error)
+        raise
+    finally:
+        jobs.put(None)
+
+
+async def _attempt(
+    lease: OwnerLease,
+    loop: asyncio.AbstractEventLoop,
+    jobs: _Jobs,
+    seconds: float,
+) -> _Outcome:
+    job: asyncio.Future[_Outcome] = loop.create_future()
+    jobs.put(job)
+    try:
+        async with asyncio.timeout(seconds):
+            return await job
+    except TimeoutError:
+        raise lease._lose("renew-failed") from None
+
+
+def _renewer(
+    lease: OwnerLease,
+    loop: asyncio.AbstractEventLoop,
+    jobs: _Jobs,
+) -> None:
+    while (job := jobs.get()) is not None:
+        outcome: _Outcome | Exception
+        try:
+            outcome = lease.renew()
+        except Exception as error:
+            outcome = error
+        # The loop may be closed by the time a hanging write returns.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_settle, job, outcome)
+
+
+def _settle(job: asyncio.Future[_Outcome], outcome: _Outcome | Exception) -> None:
+    if job.done():  # timed out or cancelled
+        return
+    if isinstance(outcome, Exception):
+        job.set_exception(outcome)
+    else:
+        job.set_result(outcome)
+
+
+def _lock(root: Path) -> int:
+    """A descriptor that holds the exclusive lock of ``root``, and is the file that its path names."""
+    path = root / LOCK_NAME
+    give_up = time.monotonic() + _ACQUIRE_PATIENCE
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Unlinked between open and flock: what was locked is nobody's lock any more.
+            if _is_path_of(fd, path):
+                return fd
+        except BlockingIOError:
+            pass
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+        if time.monotonic() >= give_up:
+            raise _held(root)
+        time.sleep(_ACQUIRE_POLL)
+
+
+def _held(root: Path) -> OwnerHeldError:
+    record = None
+    with suppress(OSError):
+        record = read_record(root)
+    advice = "use that node, stop it with `modeld stop`, or choose another folder with --data-root"
+    if record is None:
+        message = f"another process, whose record cannot be read, owns {str(root)!r}; {advice}"
+        return OwnerHeldError(message, pid=0, endpoint="", epoch=0)
+    where = f"answers at {record.endpoint}" if record.endpoint else "is still starting"
+    return OwnerHeldError(
+        f"process {record.pid} ({record.command[:100]!r}) owns {str(root)!r} in epoch {record.epoch} and {where}; {advice}",
+        pid=record.pid,
+        endpoint=record.endpoint,
+        epoch=record.epoch,
+    )
+
+
+def _first_record(
+    root: Path, ttl: float, backend: str, serves: Sequence[str], protocol: int, version: str, command: str | None
+) -> OwnerRecord:
+    """The record of a new owner, with the next epoch. The lock is held."""
+    pid = os.getpid()
+    command = shlex.join(sys.orig_argv) if command is None else command
+    return OwnerRecord(
+        instance_id=uuid.uuid4().hex,
+        epoch=read_epoch(root) + 1,
+        pid=pid,
+        boot_id=boot_id(),
+        start_time=process_start_time(pid),
+        host=_text(socket.gethostname()),
+        backend=backend,
+        serves=tuple(serves),
+        protocol=protocol,
+        ttl=ttl,
+        version=version,
+        started=time.time(),
+        command=" ".join(_text(shlex.join(sys.orig_argv) if command is None else command).split())[
+            :_COMMAND_CHARACTERS
+        ],
+    )
+
+
+def _encode(record: OwnerRecord) -> bytes:
+    data = msgspec.json.encode(record)
+    if len(data) > MAX_RECORD_BYTES:
+        raise InvalidRequestError(
+            f"the owner record would take {len(data)} bytes, at most {MAX_RECORD_BYTES} can be read back; "
+            f"name fewer endpoints and types",
+            size=len(data),
+        )
+    return data
+
+
+def _text(value: str) -> str:
+    """Names from the system may hold bytes that are no UTF-8, which JSON cannot."""
+    return value.encode("utf-8", "backslashreplace").decode()
+
+
+def _is_path_of(fd: int, path: Path) -> bool:
+    try:
+        named = os.stat(path, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return os.path.samestat(os.fstat(fd), named)
+
+
+def _write_atomic(folder: Path, name: str, data: bytes, nonce: str, still: Callable[[], None]) -> None:
+    """Replace ``folder/name`` (0600) as a whole, on disk when this returns.
+
+    :param nonce: keeps the temporary files of two writers apart. :param still: raises to stop short of the rename.
+    """
+    temporary = folder / f"{name}.{nonce}.tmp"
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        still()
+        os.replace(temporary, folder / name)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,114 @@
+"""The sessions of a node. They outlive connections, engines and generations; their KV does not."""
+
+from __future__ import annotations
+
+import time
+
+from modeld.engine.protocol import Open, Tape
+from modeld.session.manifest import Manifest
+from modeld.session.values import ModelRef, SessionConfig, SessionInfo
+from modeld.types import ReuseReason
+
+SessionKey = tuple[str, str, str]
+"""Workspace, name, model digest."""
+
+
+class SessionRecord:
+    """What the node remembers of one session."""
+
+    def __init__(self, key: int, ref: ModelRef, config: SessionConfig) -> None:
+        self.key = key
+        self.ref = ref
+        self.config = config
+        self.manifest: Manifest | None = None
+        self.window = 0
+        self.tape: list[int] = []
+        self.hot = 0
+        # Generation of the engine that knows the session; 0: none does.
+        self.generation = 0
+        self.lost: ReuseReason = "engine_lost"
+        self.fatal = False
+        self.active = 0
+        self.last_used = time.time()
+
+    def info(self, resident: int, engine_pid: int) -> SessionInfo:
+        """For ``ps``. ``resident`` is the generation in the slot now."""
+        here = self.generation == resident
+        return SessionInfo(
+            workspace=self.config.workspace,
+            name=self.config.name,
+            model=self.ref.name,
+            digest=self.ref.digest,
+            generation=self.generation,
+            tape=len(self.tape),
+            hot=self.hot if here else 0,
+            window=self.window,
+            active=self.active > 0,
+            session_class=self.config.session_class,
+            pin=self.config.pin,
+            last_used=self.last_used,
+            engine_pid=engine_pid if here and self.hot else 0,
+        )
+
+
+class SessionRegistry:
+    """All records, by name and by the number the engine knows them by. Belongs to the event loop's thread."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[SessionKey, SessionRecord] = {}
+        self._by_key: dict[int, SessionRecord] = {}
+        self.cells_used = 0
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def find(self, workspace: str, name: str, digest: str) -> SessionRecord | None:
+        """The record, if there is one."""
+        return self._by_name.get((workspace, name, digest))
+
+    def open(self, ref: ModelRef, config: SessionConfig) -> SessionRecord:
+        """The record of that name on that model, made where there is none. The latest configuration counts."""
+        key = (config.workspace, config.name, ref.digest)
+        record = self._by_name.get(key)
+        if record is None:
+            record = SessionRecord(len(self._by_key) + 1, ref, config)
+            self._by_name[key] = record
+            self._by_key[record.key] = record
+        record.ref, record.config = ref, config
+        return record
+
+    def introduce(self, record: SessionRecord, generation: int, manifest: Manifest, window: int) -> Open | None:
+        """What to tell the engine before the record's first request of this generation."""
+        if record.generation == generation and not record.fatal:
+            return None
+        lost: ReuseReason = record.lost if record.manifest in (None, manifest) else "model_changed"
+        record.generation, record.manifest, record.window, record.hot = generation, manifest, window, 0
+        if record.fatal:
+            record.fatal, record.tape = False, []
+        tape = tuple(record.tape)
+        return Open(record.key, tape, lost, record.config.session_class, record.config.pin)
+
+    def tape_changed(self, tape: Tape) -> None:
+        """The engine tells what is on a tape now."""
+        self.cells_used = tape.cells_used
+        if (record := self._by_key.get(tape.session)) is not None:
+            del record.tape[tape.keep :]
+            record.tape += tape.added
+            record.hot = tape.hot
+            record.fatal = tape.fatal
+
+    def evicted(self, keys: tuple[int, ...]) -> None:
+        """Sessions lost their KV to others."""
+        for key in keys:
+            if key in self._by_key:
+                self._by_key[key].hot = 0
+
+    def engine_gone(self) -> None:
+        """No KV is left, of any session."""
+        self.cells_used = 0
+        for record in self._by_key.values():
+            record.hot = 0
+
+    def latest_first(self) -> list[SessionRecord]:
+        """All records, the last used first."""
+        return sorted(self._by_name.values(), key=lambda record: record.last_used, reverse=True)

@@ -1,0 +1,225 @@
+"""The slot: the one place where a model is resident, and the queue of those who want it.
+
+Callers are served in the order they came. Those who want the resident model use it together; one who wants another
+waits until nobody uses it, and so does everybody who came after: a running call is never interrupted, nobody starves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from time import monotonic
+
+from msgspec import Struct
+
+from modeld.engine.protocol import Hello, Ready
+from modeld.errors import EngineCrashedError, ModeldError
+from modeld.node.engine_process import EngineProcess
+from modeld.node.store import ResolvedModel
+from modeld.session.values import ModelRef, Plan, SlotState
+
+
+class Want(Struct, frozen=True):
+    """What a caller needs to be resident."""
+
+    model: ResolvedModel
+    context: int
+    kv_type: str
+
+
+class Residency(Struct, frozen=True):
+    """A model in an engine. ``generation`` numbers it among all that this node had."""
+
+    model: ResolvedModel
+    plan: Plan
+    ready: Ready
+    hello: Hello
+    engine: EngineProcess
+    generation: int
+
+    def holds(self, ref: ModelRef) -> bool:
+        """It is this model, by what the file holds."""
+        return (self.model.type, self.model.digest) == (ref.type, ref.digest)
+
+    def serves(self, want: Want) -> bool:
+        """A smaller context is served by a larger plan; another name for the same file is the same model."""
+        return (
+            self.engine.alive
+            and not self.engine.stopping
+            and self.holds(want.model.ref)
+            and self.plan.kv_type == want.kv_type
+            and self.plan.context >= want.context
+        )
+
+
+Loader = Callable[[Want, int], Awaitable[Residency]]
+_Waiter = tuple[Want | None, "asyncio.Future[Residency | None]"]
+
+
+class Slot:
+    """State of the slot. Belongs to the event loop's thread; nothing in it blocks.
+
+    :param load: starts an engine and loads; gets the generation the residency will have.
+    :param changed: called after every change of state.
+    :param idle_ttl: seconds without use until the engine exits; 0 never.
+    """
+
+    def __init__(self, load: Loader, changed: Callable[[], None], idle_ttl: float) -> None:
+        self._load = load
+        self._changed = changed
+        self.idle_ttl = idle_ttl
+        self.state: SlotState = "empty"
+        self.generation = 0
+        self.resident: Residency | None = None
+        self.users = 0
+        self.last_error = ""
+        self.last_used = monotonic()
+        self.last_backend = "none"
+        self._waiters: deque[_Waiter] = deque()
+        self._change: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @asynccontextmanager
+    async def use(self, want: Want) -> AsyncIterator[Residency]:
+        """Have a model resident for as long as the body runs.
+
+        :raises ModeldError: it could not be loaded.
+        """
+        residency = await self.acquire(want)
+        try:
+            yield residency
+        finally:
+            self.release(residency)
+
+    async def acquire(self, want: Want) -> Residency:
+        """As :meth:`use`, for callers that cannot be a block; each needs one :meth:`release`."""
+        residency = await self._wait(want)
+        assert residency is not None
+        return residency
+
+    async def unload(self) -> None:
+        """End the engine once those who came before are done."""
+        await self._wait(None)
+
+    async def close(self) -> None:
+        """End the engine now; running calls fail."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._change is not None:
+            self._change.cancel()
+            await asyncio.gather(self._change, return_exceptions=True)
+        if self.resident is not None:
+            await self.resident.engine.stop()
+        for _, future in self._waiters:
+            future.cancel()
+
+    async def _wait(self, want: Want | None) -> Residency | None:
+        future: asyncio.Future[Residency | None] = asyncio.get_running_loop().create_future()
+        self._waiters.append((want, future))
+        self._pump()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            # It may have been granted in the same moment.
+            if future.done() and not future.cancelled() and future.exception() is None:
+                granted = future.result()
+                if granted is not None:
+                    self.release(granted)
+            self._pump()
+            raise
+
+    def release(self, residency: Residency) -> None:
+        """The caller is done with it."""
+        if residency is self.resident:
+            self.users -= 1
+            self.last_used = monotonic()
+        self._pump()
+
+    def engine_died(self, engine: EngineProcess, error: EngineCrashedError) -> None:
+        """The engine is gone: the slot empties, and the next caller loads again."""
+        if self.resident is not None and self.resident.engine is engine:
+            self.resident, self.users = None, 0
+            if not engine.stopping:
+                self.state, self.last_error = "failed", error.message
+                self._changed()
+            self._pump()
+
+    def _pump(self) -> None:
+        """Serve from the head of the queue as far as that goes."""
+        while self._waiters and self._change is None:
+            want, future = self._waiters[0]
+            if future.done():
+                self._waiters.popleft()
+            elif want is None and self.resident is None:
+                self._waiters.popleft()
+                self.state = "empty"
+                future.set_result(None)
+            elif want is not None and self.resident is not None and self.resident.serves(want):
+                self._waiters.popleft()
+                self.users += 1
+                self.last_used = monotonic()
+                future.set_result(self.resident)
+            elif self.users == 0:
+                self._change = asyncio.ensure_future(self._replace(want, future))
+                self._change.add_done_callback(self._changed_over)
+            else:
+                return
+        self._arm()
+
+    async def _replace(self, want: Want | None, future: asyncio.Future[Residency | None]) -> None:
+        """Unload what is resident, then load what is wanted."""
+        if self.resident is not None:
+            self._be("unloading")
+            old, self.resident = self.resident, None
+            await old.engine.stop()
+        if want is None:
+            self._be("empty")
+            return
+        self._be("loading")
+        self.generation += 1
+        try:
+            residency = await self._load(want, self.generation)
+        except ModeldError as error:
+            self.last_error = error.message
+            self._be("failed")
+            if not future.done():
+                future.set_exception(error)
+        except OSError as error:
+            self.last_error = str(error)
+            self._be("failed")
+            if not future.done():
+                future.set_exception(EngineCrashedError(f"the engine could not be started: {error}"))
+        else:
+            self.resident, self.users, self.last_error = residency, 0, ""
+            self.last_backend = residency.model.type
+            self._be("ready")
+
+    def _changed_over(self, task: asyncio.Task[None]) -> None:
+        self._change = None
+        if task.cancelled():
+            return
+        if (error := task.exception()) is not None:
+            self.state, self.last_error = "failed", str(error)
+            if self._waiters and not self._waiters[0][1].done():
+                self._waiters.popleft()[1].set_exception(error)
+        self._pump()
+
+    def _be(self, state: SlotState) -> None:
+        self.state = state
+        self._changed()
+
+    def _arm(self) -> None:
+        """Look again when the resident model will have been idle for long enough."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.idle_ttl and self.resident is not None and not self.users and not self._waiters:
+            rest = max(0.0, self.last_used + self.idle_ttl - monotonic())
+            self._timer = asyncio.get_running_loop().call_later(rest, self._idle)
+
+    def _idle(self) -> None:
+        if not self.users and not self._waiters and self._change is None:
+            self._waiters.append((None, asyncio.get_running_loop().create_future()))
+        self._pump()

@@ -1,0 +1,196 @@
+"""The client without ``await``: the same names, the same errors, plain iterators.
+
+A thread of its own runs the event loop; several threads may call. Inside a running event loop it blocks like any other
+blocking code: use :mod:`modeld.client` there.
+
+    with modeld.sync.connect() as node:
+        session = node.open_session("tiny")
+        with session.turn([modeld.Message("user", "Hello")]) as stream:
+            for part in stream: ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial, wraps
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from modeld import client
+from modeld.session.contract import ModelService, PartStream, Session
+from modeld.session.values import SessionHandle
+from modeld.types import StreamPart
+
+if TYPE_CHECKING:
+    from modeld.node.record import OwnerRecord
+    from modeld.transport.grpc.client import RemoteNode, RemoteSession
+    from modeld.transport.grpc.stream import RemoteStream
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Facade:
+    """Something of the event loop, and the portal that leads there. Any: the methods below name what they call."""
+
+    def __init__(self, portal: BlockingPortal, inner: Any) -> None:
+        self._portal = portal
+        self._inner = inner
+
+    def _run(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self._portal.call(partial(getattr(self._inner, method), *args, **kwargs))
+
+
+def _blocking(method: Callable[Concatenate[Any, P], Awaitable[R]]) -> Callable[Concatenate[_Facade, P], R]:
+    """The same method, waited for."""
+
+    @wraps(method)
+    def call(self: _Facade, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        result: R = self._run(method.__name__, *args, **kwargs)
+        return result
+
+    return call
+
+
+def _opening(
+    method: Callable[Concatenate[Any, P], Awaitable[Session]],
+) -> Callable[Concatenate[_Facade, P], SyncSession]:
+    """The same method, waited for, with its session wrapped."""
+
+    @wraps(method)
+    def call(self: _Facade, /, *args: P.args, **kwargs: P.kwargs) -> SyncSession:
+        return SyncSession(self._portal, self._run(method.__name__, *args, **kwargs))
+
+    return call
+
+
+def _streaming(
+    method: Callable[Concatenate[Any, P], PartStream],
+) -> Callable[Concatenate[_Facade, P], SyncStream]:
+    """The same method with its stream wrapped. It is made in the loop, where its locks belong."""
+
+    @wraps(method)
+    def call(self: _Facade, /, *args: P.args, **kwargs: P.kwargs) -> SyncStream:
+        return SyncStream(self._portal, self._run(method.__name__, *args, **kwargs))
+
+    return call
+
+
+class SyncStream(_Facade):
+    """See :class:`modeld.session.PartStream`. Leaving the ``with`` block before the end cancels the work."""
+
+    _inner: RemoteStream
+
+    def __init__(self, portal: BlockingPortal, inner: RemoteStream) -> None:
+        super().__init__(portal, inner)
+        self._ready: deque[StreamPart] = deque()
+
+    def __iter__(self) -> Iterator[StreamPart]:
+        return self
+
+    def __next__(self) -> StreamPart:
+        # A frame at a time: crossing to the other thread costs more than a token.
+        if not self._ready:
+            self._ready.extend(self._portal.call(self._inner.next_batch))
+            if not self._ready:
+                raise StopIteration
+        return self._ready.popleft()
+
+    join = _blocking(PartStream.join)
+    cancel = _blocking(PartStream.cancel)
+
+    def close(self) -> None:
+        """Cancel if it still runs, and forget the stream."""
+        self._ready.clear()
+        self._portal.call(self._inner.aclose)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class SyncSession(_Facade):
+    """See :class:`modeld.session.Session`."""
+
+    _inner: RemoteSession
+
+    @property
+    def handle(self) -> SessionHandle:
+        """Workspace, name, resolved model and the generation last seen."""
+        return self._inner.handle
+
+    ensure_prefix = _blocking(Session.ensure_prefix)
+    prefill_suffix = _blocking(Session.prefill_suffix)
+    decode = _streaming(Session.decode)
+    turn = _streaming(Session.turn)
+    explain = _blocking(Session.explain)
+    snapshot = _blocking(Session.snapshot)
+    restore = _blocking(Session.restore)
+    fork = _opening(Session.fork)
+    close = _blocking(Session.close)
+
+
+class SyncClient(_Facade):
+    """See :class:`modeld.session.ModelService`. Close it: it owns a connection and a thread."""
+
+    _inner: RemoteNode
+
+    def __init__(self, portal: BlockingPortal, inner: RemoteNode, resources: contextlib.ExitStack) -> None:
+        super().__init__(portal, inner)
+        self._resources = resources
+
+    @property
+    def record(self) -> OwnerRecord:
+        """Who answers."""
+        return self._inner.record
+
+    open_session = _opening(ModelService.open_session)
+    describe = _blocking(ModelService.describe)
+    models = _blocking(ModelService.models)
+    load = _blocking(ModelService.load)
+    unload = _blocking(ModelService.unload)
+    status = _blocking(ModelService.status)
+    sessions = _blocking(ModelService.sessions)
+
+    def attach(self, handle: SessionHandle) -> SyncSession:
+        """The session that ``handle`` names, without asking anybody."""
+        return SyncSession(self._portal, self._inner.attach(handle))
+
+    def shutdown(self) -> None:
+        """Ask the node to end. It answers first; that it is gone shows in its lock."""
+        self._portal.call(self._inner.shutdown)
+
+    def close(self) -> None:
+        """Close connection and thread. Calls that still run fail with ``unreachable``. Safe to call twice."""
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _connecting(function: Callable[P, Awaitable[RemoteNode]]) -> Callable[P, SyncClient]:
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> SyncClient:
+        with contextlib.ExitStack() as stack:
+            portal = stack.enter_context(start_blocking_portal())
+            node = portal.call(partial(function, *args, **kwargs))
+            stack.callback(portal.call, node.aclose)
+            return SyncClient(portal, node, stack.pop_all())
+
+    return call
+
+
+connect = _connecting(client.connect)

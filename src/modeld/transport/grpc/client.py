@@ -1,0 +1,229 @@
+"""A node over gRPC: the same service, sessions and streams as in process."""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import msgspec
+
+from modeld.errors import DeadlineExceededError, SessionClosedError
+from modeld.session.values import (
+    ContextReport,
+    InstalledModel,
+    ModelDescription,
+    ModelRef,
+    NodeStatus,
+    PrefixStatus,
+    SessionConfig,
+    SessionHandle,
+    SessionInfo,
+    SnapshotInfo,
+    SuffixStatus,
+)
+from modeld.transport.grpc.stream import RemoteStream
+from modeld.transport.grpc.wire import Wire
+from modeld.transport.methods import (
+    PROTOCOL,
+    DecodeRequest,
+    Empty,
+    EnsurePrefixRequest,
+    ForkRequest,
+    HelloReply,
+    HelloRequest,
+    InstalledModels,
+    ModelRequest,
+    PrefillSuffixRequest,
+    RestoreRequest,
+    SessionInfos,
+    SessionRequest,
+    TurnRequest,
+    identity_proof,
+)
+from modeld.types import DecodeOptions, Message, Receipt, Tool
+
+if TYPE_CHECKING:
+    from modeld.node.record import OwnerRecord
+
+
+class RemoteNode:
+    """A connection to the node that ``record`` names. It belongs to the event loop it was made in.
+
+    Nothing is sent before the first call, and only :meth:`prove` finds out who answers. A node that took over since is
+    not followed: calls that change something fail with ``stale_epoch``, and connecting again is the caller's.
+
+    :param endpoint: ``unix:/path`` or ``host:port``, one of the record's.
+    :param timeout: seconds that each call, and each stream as a whole, may take; ``None`` is no deadline.
+    """
+
+    def __init__(self, endpoint: str, record: OwnerRecord, *, timeout: float | None = None) -> None:
+        self.record = record
+        self._wire = Wire(endpoint, record, timeout)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def prove(self, seconds: float | None = None) -> None:
+        """Check that who answers is the instance of the record, and speaks this protocol.
+
+        :raises NodeUnreachableError: nobody answers in time, or it is somebody else.
+        """
+        nonce = os.urandom(32)
+        try:
+            reply = await self._wire.call("Hello", HelloRequest(nonce=nonce), HelloReply, seconds=seconds)
+        except DeadlineExceededError as error:
+            raise self._wire.unreachable(f"the node did not answer within {seconds} s") from error
+        expected = identity_proof(self.record.instance_id, self.record.epoch, nonce)
+        if not hmac.compare_digest(reply.proof, expected):
+            raise self._wire.unreachable("somebody else answers: another instance than the owner record names")
+        if reply.protocol != PROTOCOL:
+            versions = f"protocol {reply.protocol} (version {reply.version}), this client {PROTOCOL}"
+            raise self._wire.unreachable(f"the node speaks {versions}; restart the older one")
+
+    async def open_session(self, ref: ModelRef | str, config: SessionConfig | None = None) -> RemoteSession:
+        """See :meth:`modeld.session.ModelService.open_session`."""
+        return self.attach(await self._wire.call("OpenSession", _model_request(ref, config), SessionHandle))
+
+    def attach(self, handle: SessionHandle) -> RemoteSession:
+        """See :meth:`modeld.session.ModelService.attach`."""
+        return RemoteSession(self._wire, handle)
+
+    async def describe(self, ref: ModelRef | str, config: SessionConfig | None = None) -> ModelDescription:
+        """See :meth:`modeld.session.ModelService.describe`."""
+        return await self._wire.call("Describe", _model_request(ref, config), ModelDescription)
+
+    async def models(self) -> list[InstalledModel]:
+        """See :meth:`modeld.session.ModelService.models`."""
+        return list((await self._wire.call("ListModels", Empty(), InstalledModels)).models)
+
+    async def load(self, ref: ModelRef | str, config: SessionConfig | None = None) -> NodeStatus:
+        """See :meth:`modeld.session.ModelService.load`."""
+        return await self._wire.call("Load", _model_request(ref, config), NodeStatus)
+
+    async def unload(self) -> NodeStatus:
+        """See :meth:`modeld.session.ModelService.unload`."""
+        return await self._wire.call("Unload", Empty(), NodeStatus)
+
+    async def status(self) -> NodeStatus:
+        """See :meth:`modeld.session.ModelService.status`."""
+        return await self._wire.call("Status", Empty(), NodeStatus)
+
+    async def sessions(self) -> list[SessionInfo]:
+        """See :meth:`modeld.session.ModelService.sessions`."""
+        return list((await self._wire.call("ListSessions", Empty(), SessionInfos)).sessions)
+
+    async def shutdown(self) -> None:
+        """Ask the node to end. It answers first; that it is gone shows in its lock."""
+        await self._wire.call("Shutdown", Empty(), Empty)
+
+    async def aclose(self) -> None:
+        """Close the connection. Calls that still run fail with ``unreachable``. Safe to call twice."""
+        await self._wire.aclose()
+
+
+class RemoteSession:
+    """A session on a node. It holds nothing but the handle, whose generation follows the receipts."""
+
+    def __init__(self, wire: Wire, handle: SessionHandle) -> None:
+        self._wire = wire
+        self._handle = handle
+        self._closed = False
+
+    @property
+    def handle(self) -> SessionHandle:
+        """See :attr:`modeld.session.Session.handle`."""
+        return self._handle
+
+    async def ensure_prefix(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> PrefixStatus:
+        """See :meth:`modeld.session.Session.ensure_prefix`."""
+        request = EnsurePrefixRequest(handle=self._live_handle(), messages=tuple(messages), tools=tuple(tools))
+        status = await self._wire.call("EnsurePrefix", request, PrefixStatus)
+        self._follow(status.receipt)
+        return status
+
+    async def prefill_suffix(self, messages: Sequence[Message], *, think: str = "auto") -> SuffixStatus:
+        """See :meth:`modeld.session.Session.prefill_suffix`."""
+        request = PrefillSuffixRequest(handle=self._live_handle(), messages=tuple(messages), think=think)
+        status = await self._wire.call("PrefillSuffix", request, SuffixStatus)
+        self._follow(status.receipt)
+        return status
+
+    def decode(self, options: DecodeOptions | None = None) -> RemoteStream:
+        """See :meth:`modeld.session.Session.decode`."""
+        self._live_handle()
+        return RemoteStream(
+            self._wire,
+            "Decode",
+            lambda id_: DecodeRequest(handle=self._live_handle(), options=options, request_id=id_),
+            self._follow,
+        )
+
+    def turn(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        think: str = "auto",
+        options: DecodeOptions | None = None,
+    ) -> RemoteStream:
+        """See :meth:`modeld.session.Session.turn`."""
+        template = TurnRequest(
+            handle=self._live_handle(), messages=tuple(messages), tools=tuple(tools), think=think, options=options
+        )
+        # The handle of the moment it starts: another call may have moved the generation on.
+        return RemoteStream(
+            self._wire,
+            "Turn",
+            lambda id_: msgspec.structs.replace(template, handle=self._live_handle(), request_id=id_),
+            self._follow,
+        )
+
+    async def explain(self) -> ContextReport:
+        """See :meth:`modeld.session.Session.explain`."""
+        return await self._wire.call("Explain", SessionRequest(handle=self._live_handle()), ContextReport)
+
+    async def snapshot(self) -> SnapshotInfo:
+        """See :meth:`modeld.session.Session.snapshot`."""
+        return await self._wire.call("Snapshot", SessionRequest(handle=self._live_handle()), SnapshotInfo)
+
+    async def restore(self, snapshot_id: str) -> PrefixStatus:
+        """See :meth:`modeld.session.Session.restore`."""
+        request = RestoreRequest(handle=self._live_handle(), snapshot_id=snapshot_id)
+        status = await self._wire.call("Restore", request, PrefixStatus)
+        self._follow(status.receipt)
+        return status
+
+    async def fork(self, name: str, *, workspace: str = "") -> RemoteSession:
+        """See :meth:`modeld.session.Session.fork`."""
+        request = ForkRequest(handle=self._live_handle(), name=name, workspace=workspace)
+        return RemoteSession(self._wire, await self._wire.call("Fork", request, SessionHandle))
+
+    async def close(self) -> None:
+        """Forget the handle: the node holds nothing for it. Safe to call twice."""
+        self._closed = True
+
+    def _live_handle(self) -> SessionHandle:
+        """The handle.
+
+        :raises SessionClosedError: after :meth:`close`.
+        """
+        if self._closed:
+            raise SessionClosedError(f"session {self._handle.name!r} was closed here; open it again")
+        return self._handle
+
+    def _follow(self, receipt: Receipt) -> None:
+        """Take over the generation that served a call."""
+        if receipt.generation and receipt.generation != self._handle.generation:
+            self._handle = msgspec.structs.replace(self._handle, generation=receipt.generation)
+
+
+def _model_request(ref: ModelRef | str, config: SessionConfig | None) -> ModelRequest:
+    return ModelRequest(ref=ModelRef(ref) if isinstance(ref, str) else ref, config=config)

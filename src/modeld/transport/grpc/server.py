@@ -1,0 +1,366 @@
+"""The node's gRPC server: raw bytes in, a call of the service, typed errors out.
+
+Requests are parsed inside the handlers, so that bytes of any kind end in ``invalid_request``. Everything runs in one
+asyncio loop; the server holds no state but the streams that run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import stat
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, cast
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from msgspec import Struct
+
+from modeld._version import __version__
+from modeld.errors import EngineProtocolError, InvalidRequestError, NodeError, StaleEpochError
+from modeld.session.contract import ModelService, PartStream, Session
+from modeld.transport.convert import frame_to_bytes, from_bytes, to_bytes
+from modeld.transport.errors import DETAILS_KEY, public_error, to_status
+from modeld.transport.grpc.options import server_options, target
+from modeld.transport.methods import (
+    EPOCH_KEY,
+    METHODS,
+    PROTOCOL,
+    SERVICE,
+    CancelReply,
+    CancelRequest,
+    DecodeRequest,
+    Empty,
+    EnsurePrefixRequest,
+    ForkRequest,
+    HelloReply,
+    HelloRequest,
+    InstalledModels,
+    Method,
+    ModelRequest,
+    PrefillSuffixRequest,
+    RestoreRequest,
+    SessionInfos,
+    SessionRequest,
+    TurnRequest,
+    identity_proof,
+)
+from modeld.types import EndPart, StreamPart
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+class BatchStream(Protocol):
+    """What a :class:`PartStream` offers beyond the contract where it can: all parts that are ready, at once.
+
+    After ``cancel()`` its iterator ends, with or without the end part.
+    """
+
+    def batches(self) -> AsyncIterator[Sequence[StreamPart]]:
+        """Lists of parts, none empty."""
+        ...
+
+
+class _Running:
+    """A stream that ``Cancel`` can find. Several cancels are one."""
+
+    def __init__(self, stream: PartStream) -> None:
+        self._stream = stream
+        self._cancel: asyncio.Task[EndPart] | None = None
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancel is not None
+
+    async def cancel(self) -> EndPart:
+        if self._cancel is None:
+            self._cancel = asyncio.ensure_future(self._stream.cancel())
+        # Shielded: who asked may leave; the stream still needs its end part.
+        return await asyncio.shield(self._cancel)
+
+
+class GrpcServer:
+    """Serves a :class:`ModelService` over a unix socket, and TCP on loopback where asked.
+
+    :param instance_id: of the owner; proved to clients, never sent. :param epoch: calls of another one are refused.
+    :param on_shutdown: called in the loop once the answer to ``Shutdown`` is out.
+    """
+
+    def __init__(self, service: ModelService, *, instance_id: str, epoch: int, on_shutdown: Callable[[], None]) -> None:
+        self._service = service
+        self._instance_id = instance_id
+        self._epoch = epoch
+        self._on_shutdown = on_shutdown
+        self._streams: dict[str, _Running] = {}
+        self._health = health.aio.HealthServicer()
+        self._server: grpc.aio.Server | None = None
+        self._socket: tuple[Path, os.stat_result] | None = None
+
+    async def start(self, unix_path: Path, tcp: tuple[str, int] | None = None) -> tuple[str, ...]:
+        """Listen, and return the endpoints, the unix socket first. Port 0 takes a free one.
+
+        Call it as the owner only: what lies at ``unix_path`` is taken for the socket of a dead one and replaced.
+
+        :raises InvalidRequestError: a TCP address beyond loopback, a path that is no socket or too long, a taken port.
+        """
+        if self._server is not None:
+            raise InvalidRequestError("this server was started already; make a new one")
+        if tcp is not None:
+            _require_loopback(*tcp)
+        server = grpc.aio.server(options=server_options())
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, self._handlers()),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        endpoints = [f"unix:{unix_path}"]
+        if tcp is not None:
+            host = f"[{tcp[0]}]" if ":" in tcp[0] else tcp[0]
+            endpoints.append(f"{host}:{_bind(server, f'{host}:{tcp[1]}')}")
+        with _unix_socket(server, unix_path):
+            await server.start()
+        self._server = server
+        self._socket = (unix_path, os.lstat(unix_path))
+        await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        return tuple(endpoints)
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Refuse new calls, give running ones ``grace`` seconds, cancel the rest. Safe to call twice."""
+        if self._server is None:
+            return
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace)
+        if self._socket is not None:
+            path, mine = self._socket
+            self._socket = None
+            # A successor may have put its own there.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.lstat(path), mine):
+                    path.unlink()
+
+    def _handlers(self) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
+        calls = self._calls()
+        streams: dict[str, Callable[[Any], PartStream]] = {"Decode": self._decode, "Turn": self._turn}
+        return {
+            method.name: grpc.unary_unary_rpc_method_handler(self._unary(method, calls[method.name]))
+            if method.reply
+            else grpc.unary_stream_rpc_method_handler(self._streaming(method, streams[method.name]))
+            for method in METHODS
+        }
+
+    def _unary(
+        self, method: Method, call: Callable[[Any], Awaitable[Struct]]
+    ) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        async def handle(data: bytes, context: Context) -> bytes:
+            try:
+                self._check_epoch(method, context)
+                reply = to_bytes(await call(from_bytes(method.request, data)))
+            except Exception as error:
+                await _abort(context, method, error)
+            if method.name == "Shutdown":
+                # Not before: the answer must be out when the server starts to stop.
+                context.add_done_callback(cast("Any", lambda _: self._on_shutdown()))
+            return reply
+
+        return handle
+
+    def _streaming(
+        self, method: Method, start: Callable[[Any], PartStream]
+    ) -> Callable[[bytes, Context], Awaitable[None]]:
+        async def handle(data: bytes, context: Context) -> None:
+            try:
+                self._check_epoch(method, context)
+                request = from_bytes(method.request, data)
+                await self._relay(cast("TurnRequest | DecodeRequest", request).request_id, start(request), context)
+            except Exception as error:
+                await _abort(context, method, error)
+
+        return handle
+
+    async def _relay(self, request_id: str, stream: PartStream, context: Context) -> None:
+        """Write the stream's parts as fast as the reader takes them, and close it whatever happens."""
+        running = _Running(stream)
+        ended = False
+        try:
+            with self._registered(request_id, running):
+                await context.send_initial_metadata(())
+                async for parts in _batches(stream):
+                    # Waits while the reader's window is full: meanwhile the next batch grows, and nothing else does.
+                    await context.write(frame_to_bytes(parts))
+                    ended = isinstance(parts[-1], EndPart)
+                if not ended:
+                    if not running.cancelled:
+                        raise EngineProtocolError("the engine's stream stopped without an end part; ask again")
+                    await context.write(frame_to_bytes([await running.cancel()]))
+        finally:
+            await stream.aclose()
+
+    @contextlib.contextmanager
+    def _registered(self, request_id: str, running: _Running) -> Iterator[None]:
+        if not request_id:
+            yield
+            return
+        if request_id in self._streams or len(request_id) > 200:
+            rule = "at most 200 characters and not that of a running call"
+            raise InvalidRequestError(f"a request id is {rule}, not {request_id[:40]!r}", parameter="request_id")
+        self._streams[request_id] = running
+        try:
+            yield
+        finally:
+            del self._streams[request_id]
+
+    def _check_epoch(self, method: Method, context: Context) -> None:
+        if not method.fenced:
+            return
+        metadata = context.invocation_metadata() or ()
+        values = [value for key, value in metadata if key == EPOCH_KEY]
+        if not values:
+            if context.peer().startswith("unix:"):
+                return
+            raise InvalidRequestError(f"over TCP {method.name} needs the metadata {EPOCH_KEY}", parameter=EPOCH_KEY)
+        text = str(values[0])
+        if len(values) > 1 or not (text.isascii() and text.isdigit() and len(text) < 20):
+            raise InvalidRequestError(f"{EPOCH_KEY} is one whole number, not {text[:40]!r}", parameter=EPOCH_KEY)
+        if int(text) != self._epoch:
+            raise StaleEpochError(
+                f"the call is meant for epoch {text} and this owner has {self._epoch}; connect again",
+                epoch=int(text),
+                current=self._epoch,
+            )
+
+    def _calls(self) -> dict[str, Callable[[Any], Awaitable[Struct]]]:
+        return {
+            "Hello": self._hello,
+            "Status": lambda request: self._service.status(),
+            "ListModels": self._list_models,
+            "ListSessions": self._list_sessions,
+            "Describe": lambda request: self._service.describe(request.ref, request.config),
+            "Load": lambda request: self._service.load(request.ref, request.config),
+            "Unload": lambda request: self._service.unload(),
+            "OpenSession": self._open_session,
+            "EnsurePrefix": self._ensure_prefix,
+            "PrefillSuffix": self._prefill_suffix,
+            "Cancel": self._cancel,
+            "Explain": lambda request: self._session(request).explain(),
+            "Snapshot": lambda request: self._session(request).snapshot(),
+            "Restore": self._restore,
+            "Fork": self._fork,
+            "Shutdown": self._shutdown,
+        }
+
+    def _session(
+        self,
+        request: SessionRequest
+        | EnsurePrefixRequest
+        | PrefillSuffixRequest
+        | DecodeRequest
+        | TurnRequest
+        | RestoreRequest
+        | ForkRequest,
+    ) -> Session:
+        return self._service.attach(request.handle)
+
+    async def _hello(self, request: HelloRequest) -> HelloReply:
+        if not 16 <= len(request.nonce) <= 64:
+            raise InvalidRequestError(f"a nonce has 16 to 64 bytes, not {len(request.nonce)}", parameter="nonce")
+        proof = identity_proof(self._instance_id, self._epoch, request.nonce)
+        return HelloReply(protocol=PROTOCOL, version=__version__, proof=proof)
+
+    async def _list_models(self, request: Empty) -> InstalledModels:
+        return InstalledModels(models=tuple(await self._service.models()))
+
+    async def _list_sessions(self, request: Empty) -> SessionInfos:
+        return SessionInfos(sessions=tuple(await self._service.sessions()))
+
+    async def _open_session(self, request: ModelRequest) -> Struct:
+        return (await self._service.open_session(request.ref, request.config)).handle
+
+    async def _ensure_prefix(self, request: EnsurePrefixRequest) -> Struct:
+        return await self._session(request).ensure_prefix(request.messages, request.tools)
+
+    async def _prefill_suffix(self, request: PrefillSuffixRequest) -> Struct:
+        return await self._session(request).prefill_suffix(request.messages, think=request.think)
+
+    def _decode(self, request: DecodeRequest) -> PartStream:
+        return self._session(request).decode(request.options)
+
+    def _turn(self, request: TurnRequest) -> PartStream:
+        return self._session(request).turn(
+            request.messages, tools=request.tools, think=request.think, options=request.options
+        )
+
+    async def _cancel(self, request: CancelRequest) -> CancelReply:
+        running = self._streams.get(request.request_id)
+        if running is None:
+            return CancelReply(found=False)
+        await running.cancel()
+        return CancelReply(found=True)
+
+    async def _restore(self, request: RestoreRequest) -> Struct:
+        return await self._session(request).restore(request.snapshot_id)
+
+    async def _fork(self, request: ForkRequest) -> Struct:
+        return (await self._session(request).fork(request.name, workspace=request.workspace)).handle
+
+    async def _shutdown(self, request: Empty) -> Empty:
+        return request
+
+
+async def _abort(context: Context, method: Method, error: Exception) -> NoReturn:
+    status = to_status(public_error(error, method.name))
+    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+    await context.abort(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
+
+
+async def _batches(stream: PartStream) -> AsyncIterator[Sequence[StreamPart]]:
+    if hasattr(stream, "batches"):
+        async for parts in cast("BatchStream", stream).batches():
+            yield parts
+    else:
+        async for part in stream:
+            yield (part,)
+
+
+def _require_loopback(host: str, port: int) -> None:
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise InvalidRequestError(
+            f"cannot listen on {host}:{port}: beyond loopback TLS and a token are needed, which come in a "
+            f"later version; use 127.0.0.1",
+            parameter="listen",
+        )
+
+
+def _bind(server: grpc.aio.Server, address: str) -> int:
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise InvalidRequestError(f"cannot listen on {address}: {error}", parameter="listen") from None
+    return port
+
+
+@contextlib.contextmanager
+def _unix_socket(server: grpc.aio.Server, path: Path) -> Iterator[None]:
+    """Bind a socket of mode 0600 and, when the body has started the server, put it at ``path``.
+
+    It is bound in a new folder of mode 0700, so there is no moment at which its mode is that of the umask. The rename
+    replaces a dead owner's socket in one step, and gRPC, which unlinks the path it bound, cannot unlink a successor's.
+    """
+    if len(os.fsencode(path)) > 100:
+        raise InvalidRequestError(f"a unix socket path has at most 100 bytes, {path} is longer", parameter="unix_path")
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise NodeError(f"{path} is in the way of the socket and is none; move it", path=str(path))
+    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+        bound = Path(folder, "s")
+        _bind(server, target(f"unix:{bound}"))
+        bound.chmod(0o600)
+        yield
+        bound.rename(path)

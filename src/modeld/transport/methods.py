@@ -1,0 +1,188 @@
+"""What a node can be asked over a wire: one table of methods, with the values they take and give."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import Final
+
+from msgspec import Struct
+
+from modeld.session.values import (
+    ContextReport,
+    InstalledModel,
+    ModelDescription,
+    ModelRef,
+    NodeStatus,
+    PrefixStatus,
+    SessionConfig,
+    SessionHandle,
+    SessionInfo,
+    SnapshotInfo,
+    SuffixStatus,
+)
+from modeld.types import DecodeOptions, Message, Tool
+
+SERVICE: Final = "modeld.v1.Node"
+PROTOCOL: Final = 1
+"""Grows with every change of ``modeld.v1`` that an older peer would misread."""
+
+EPOCH_KEY: Final = "modeld-epoch"
+"""Metadata: the epoch of the owner that the caller means."""
+
+MAX_MESSAGE: Final = 64 * 2**20
+"""Bytes of one message, either way."""
+
+
+class Empty(Struct, frozen=True):
+    """Nothing to say."""
+
+
+class HelloRequest(Struct, frozen=True, kw_only=True):
+    """A challenge of 16 to 64 random bytes."""
+
+    nonce: bytes
+
+
+class HelloReply(Struct, frozen=True, kw_only=True):
+    """The answer: see :func:`identity_proof`."""
+
+    protocol: int
+    version: str
+    proof: bytes
+
+
+class ModelRequest(Struct, frozen=True, kw_only=True):
+    """A model, and how a session on it would be opened."""
+
+    ref: ModelRef
+    config: SessionConfig | None = None
+
+
+class InstalledModels(Struct, frozen=True, kw_only=True):
+    """Answer of ``ListModels``."""
+
+    models: tuple[InstalledModel, ...] = ()
+
+
+class SessionInfos(Struct, frozen=True, kw_only=True):
+    """Answer of ``ListSessions``."""
+
+    sessions: tuple[SessionInfo, ...] = ()
+
+
+class SessionRequest(Struct, frozen=True, kw_only=True):
+    """A call that needs nothing but the session."""
+
+    handle: SessionHandle
+
+
+class EnsurePrefixRequest(Struct, frozen=True, kw_only=True):
+    """See :meth:`modeld.session.Session.ensure_prefix`."""
+
+    handle: SessionHandle
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Tool, ...] = ()
+
+
+class PrefillSuffixRequest(Struct, frozen=True, kw_only=True):
+    """See :meth:`modeld.session.Session.prefill_suffix`."""
+
+    handle: SessionHandle
+    messages: tuple[Message, ...] = ()
+    think: str = "auto"
+
+
+class DecodeRequest(Struct, frozen=True, kw_only=True):
+    """See :meth:`modeld.session.Session.decode`. ``request_id`` is what ``Cancel`` names."""
+
+    handle: SessionHandle
+    options: DecodeOptions | None = None
+    request_id: str = ""
+
+
+class TurnRequest(Struct, frozen=True, kw_only=True):
+    """See :meth:`modeld.session.Session.turn`. ``request_id`` is what ``Cancel`` names."""
+
+    handle: SessionHandle
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    think: str = "auto"
+    options: DecodeOptions | None = None
+    request_id: str = ""
+
+
+class CancelRequest(Struct, frozen=True, kw_only=True):
+    """Stop the stream of that id."""
+
+    request_id: str
+
+
+class CancelReply(Struct, frozen=True, kw_only=True):
+    """``found`` is false when no stream of that id runs (any more)."""
+
+    found: bool
+
+
+class RestoreRequest(Struct, frozen=True, kw_only=True):
+    """See :meth:`modeld.session.Session.restore`."""
+
+    handle: SessionHandle
+    snapshot_id: str
+
+
+class ForkRequest(Struct, frozen=True, kw_only=True):
+    """See :meth:`modeld.session.Session.fork`."""
+
+    handle: SessionHandle
+    name: str
+    workspace: str = ""
+
+
+class Method(Struct, frozen=True):
+    """One method of the service.
+
+    :param reply: ``None`` for a stream of part frames.
+    :param fenced: it changes something, so a caller that means another owner is refused.
+    """
+
+    name: str
+    request: type[Struct]
+    reply: type[Struct] | None
+    fenced: bool = False
+
+    @property
+    def path(self) -> str:
+        """The full name on the wire."""
+        return f"/{SERVICE}/{self.name}"
+
+
+METHODS: Final = (
+    Method("Hello", HelloRequest, HelloReply),
+    Method("Status", Empty, NodeStatus),
+    Method("ListModels", Empty, InstalledModels),
+    Method("ListSessions", Empty, SessionInfos),
+    Method("Describe", ModelRequest, ModelDescription),
+    Method("Load", ModelRequest, NodeStatus, fenced=True),
+    Method("Unload", Empty, NodeStatus, fenced=True),
+    Method("OpenSession", ModelRequest, SessionHandle, fenced=True),
+    Method("EnsurePrefix", EnsurePrefixRequest, PrefixStatus, fenced=True),
+    Method("PrefillSuffix", PrefillSuffixRequest, SuffixStatus, fenced=True),
+    Method("Decode", DecodeRequest, None, fenced=True),
+    Method("Turn", TurnRequest, None, fenced=True),
+    Method("Cancel", CancelRequest, CancelReply, fenced=True),
+    Method("Explain", SessionRequest, ContextReport),
+    Method("Snapshot", SessionRequest, SnapshotInfo, fenced=True),
+    Method("Restore", RestoreRequest, PrefixStatus, fenced=True),
+    Method("Fork", ForkRequest, SessionHandle, fenced=True),
+    Method("Shutdown", Empty, Empty, fenced=True),
+)
+
+
+def identity_proof(instance_id: str, epoch: int, nonce: bytes) -> bytes:
+    """HMAC-SHA256 (RFC 2104) of epoch and challenge under the instance id.
+
+    It shows that who answers is the owner whose record the caller read, without sending the id. It is a check of
+    freshness, not of rights: everybody who can read the record can compute it.
+    """
+    return hmac.new(instance_id.encode(), epoch.to_bytes(8, "big") + nonce, hashlib.sha256).digest()

@@ -209,14 +209,14 @@ async def test_a_node_that_never_answers_is_given_up(tmp_path, starting) -> None
         await modeld.connect(tmp_path / "root", start=True, timeout=0.5)
 
 
-@pytest.mark.anyio
-async def test_a_node_does_not_import_from_the_callers_folder(tmp_path, starting, monkeypatch) -> None:
+def test_a_node_does_not_import_from_the_callers_folder(tmp_path, starting, monkeypatch) -> None:
     """``python -m`` looks there first, and it may be anybody's repository."""
     (tmp_path / "asyncio.py").write_text("raise SystemExit(66)")
     monkeypatch.chdir(tmp_path)
-    starting("-c", "import sys, asyncio; sys.exit(5)")
+    monkeypatch.setenv("PYTHONPATH", os.path.relpath(os.environ["PYTHONPATH"]))
+    starting("-c", "import sys, asyncio, modeld; sys.exit(5)")
     with pytest.raises(ModeldError) as caught:
-        await modeld.connect(tmp_path / "root", start=True)
+        asyncio.run(modeld.connect(tmp_path / "root", start=True))
     assert caught.value.exit_status == 5
 
 

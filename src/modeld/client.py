@@ -169,7 +169,11 @@ async def _connect_or_start(root: Path, seconds: float) -> Client:
         async with asyncio.timeout(seconds):
             while True:
                 try:
-                    return await _connect_running(root, _HELLO_SECONDS)
+                    client = await _connect_running(root, _HELLO_SECONDS)
+                    if child is not None and child.pid != client.record.pid:
+                        # Somebody else's won. Ours would give up too, or take over should that one end right now.
+                        child.terminate()
+                    return client
                 except NodeUnreachableError as error:
                     last = error  # it is starting, or taking over
                 except (NodeNotRunningError, NodeStaleError):

@@ -133,10 +133,11 @@ ReuseReason = Literal[
     "think_changed",
     "retokenized",
     "evicted",
+    "unloaded",
     "engine_lost",
     "model_changed",
 ]
-"""Why reuse stopped where it did. ``evicted`` and ``engine_lost``: the KV was gone, not different."""
+"""Why reuse stopped where it did. ``evicted``, ``unloaded`` and ``engine_lost``: the KV was gone, not different."""
 
 
 class ReuseStop(Struct, frozen=True, omit_defaults=True, kw_only=True):

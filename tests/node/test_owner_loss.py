@@ -346,3 +346,15 @@ def test_release_on_a_full_disk_frees_the_lock(lease: OwnerLease, storage: Stora
     storage.fail = True
     lease.release()
     assert probe(lease.data_root).state != "running"
+
+
+def test_release_after_storage_failed_touches_no_storage(lease: OwnerLease, storage: Storage) -> None:
+    storage.fail = True
+    time.sleep(max(lease.remaining(), 0) + 0.01)
+    with pytest.raises(LeaseLostError, match="renew-failed"):
+        lease.renew()
+    lease.release()
+    assert probe(lease.data_root).state == "stale"  # the lock is free, the record is left
+    storage.fail = False
+    with OwnerLease.acquire(lease.data_root) as next_owner:
+        assert next_owner.epoch == lease.epoch + 1

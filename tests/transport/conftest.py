@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import sys
 import time
@@ -76,11 +77,10 @@ async def node(server: GrpcServer, tmp_path: Path, record_of: Callable[..., Owne
 @pytest.fixture
 def eventually() -> Callable[[Callable[[], bool]], Awaitable[None]]:
     """Wait until something is so; five seconds at most."""
-    import asyncio
 
     async def wait(so: Callable[[], bool]) -> None:
         async with asyncio.timeout(5):
-            while not so():
+            while not so():  # noqa: ASYNC110 - what is waited for has no event
                 await asyncio.sleep(0.005)
 
     return wait

@@ -1,6 +1,7 @@
 """A node without an engine: the whole service in memory, and, run as a program, a process that owns a data root.
 
-``python fake_node.py DATA_ROOT``: acquire, listen, publish, serve until ``Shutdown``. Exit code 3: somebody else owns it.
+``python fake_node.py DATA_ROOT [--endless]``: acquire, listen, publish, serve until ``Shutdown``. Exit code 3: it is
+somebody else's. ``--endless``: streams send one part and wait to be cancelled.
 """
 
 from __future__ import annotations
@@ -280,9 +281,7 @@ async def main(root: Path) -> int:
         return 3
     ended = asyncio.Event()
     service = FakeService()
-    server = GrpcServer(
-        service, instance_id=lease.record.instance_id, epoch=lease.record.epoch, on_shutdown=ended.set
-    )
+    server = GrpcServer(service, instance_id=lease.record.instance_id, epoch=lease.record.epoch, on_shutdown=ended.set)
     lease.publish(endpoints=await server.start(socket_path(root)))
     if "--endless" in sys.argv:
         service.script = until_cancelled

@@ -183,7 +183,9 @@ def test_what_no_value_can_hold_is_refused(message: object, struct: type[Struct]
         from_proto(struct, message)
 
 
-@pytest.mark.parametrize("value", [Message("user", 5), DecodeOptions(top_k=2.5), Message("user", provider_meta={1: {2}})])
+@pytest.mark.parametrize(
+    "value", [Message("user", 5), DecodeOptions(top_k=2.5), Message("user", provider_meta={1: {2}})]
+)
 def test_what_no_message_can_hold_is_refused(value: Struct) -> None:
     with pytest.raises(InvalidRequestError):
         to_bytes(value)

@@ -89,11 +89,15 @@ class Scheduler:
     def run(self) -> None:
         """Serve for ever; the process ends when the node's end of the socket closes."""
         while True:
-            self._take_requests()
-            fresh, self._fresh = self._fresh, []
-            for session in fresh:
-                self._start_next(session)
-            self._step()
+            self.iterate()
+
+    def iterate(self) -> None:
+        """Take requests, start jobs, do one step. Waits for a request while there is nothing else to do."""
+        self._take_requests()
+        fresh, self._fresh = self._fresh, []
+        for session in fresh:
+            self._start_next(session)
+        self._step()
 
     # Requests
 

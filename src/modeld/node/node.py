@@ -365,7 +365,7 @@ class Node:
 
     def _slot_changed(self) -> None:
         if self._slot.resident is None:
-            self._registry.engine_gone()
+            self._registry.engine_gone("unloaded" if self._slot.state == "unloading" else "engine_lost")
         self._resident_changed(self._slot.last_backend)
 
     # EngineListener

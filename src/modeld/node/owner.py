@@ -271,9 +271,10 @@ class OwnerLease:
     def release(self) -> None:
         """Stop being the owner. Can be called again, and does nothing then, nor in a forked child.
 
-        Removes the record if it is ours; keeps lock and epoch files. Storage errors are ignored: the next owner heals
-        what is left. When another thread hangs in a write of ours for longer than the margin, the lock is left to the
-        kernel, which frees it when the process is gone: unlocked now, that write could land on the successor's record.
+        Removes the record if it is ours and the lease was not lost; keeps lock and epoch files. Storage errors are
+        ignored: the next owner heals what is left. When another thread hangs in a write of ours for longer than the
+        margin, the lock is left to the kernel, which frees it when the process is gone: unlocked now, that write could
+        land on the successor's record.
         """
         if self._released or os.getpid() != self._pid:
             return
@@ -282,8 +283,10 @@ class OwnerLease:
             _log.warning("storage hangs: the lease of %s is freed when this process exits", self._root)
             return
         try:
-            with suppress(OSError, LeaseLostError):
-                self._remove_record()
+            # A lost lease leaves storage alone: it may be what failed, and must not hold up the exit.
+            if self._lost is None:
+                with suppress(OSError, LeaseLostError):
+                    self._remove_record()
             # Not only close: a child forked without exec has a copy of the descriptor, and would keep the lock.
             fcntl.flock(self._fd, fcntl.LOCK_UN)
             os.close(self._fd)
@@ -477,7 +480,8 @@ def _held(root: Path) -> OwnerHeldError:
         return OwnerHeldError(message, pid=0, endpoint="", epoch=0)
     where = f"answers at {record.endpoint}" if record.endpoint else "is still starting"
     return OwnerHeldError(
-        f"process {record.pid} ({record.command[:100]!r}) owns {str(root)!r} in epoch {record.epoch} and {where}; {advice}",
+        f"process {record.pid} ({record.command[:100]!r}) owns {str(root)!r} in epoch {record.epoch} and {where}; "
+        f"{advice}",
         pid=record.pid,
         endpoint=record.endpoint,
         epoch=record.epoch,

@@ -101,13 +101,14 @@ class SessionRegistry:
         """Sessions lost their KV to others."""
         for key in keys:
             if key in self._by_key:
-                self._by_key[key].hot = 0
+                self._by_key[key].hot, self._by_key[key].lost = 0, "evicted"
 
-    def engine_gone(self) -> None:
-        """No KV is left, of any session."""
+    def engine_gone(self, why: ReuseReason) -> None:
+        """No KV is left, of any session. The next receipts say why."""
         self.cells_used = 0
         for record in self._by_key.values():
-            record.hot = 0
+            if record.hot:
+                record.hot, record.lost = 0, why
 
     def latest_first(self) -> list[SessionRecord]:
         """All records, the last used first."""

@@ -171,8 +171,8 @@ class Slot:
     async def _replace(self, want: Want | None, future: asyncio.Future[Residency | None]) -> None:
         """Unload what is resident, then load what is wanted."""
         if self.resident is not None:
-            self._be("unloading")
             old, self.resident = self.resident, None
+            self._be("unloading")
             await old.engine.stop()
         if want is None:
             self._be("empty")

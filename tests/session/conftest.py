@@ -1,0 +1,66 @@
+"""Every engine, by every way in: one contract."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import pytest
+from modeld.client import connect
+from modeld.node.node import Node, NodeConfig
+from modeld.session import ModelService, Session, SessionConfig
+from modeld.transport.grpc.client import RemoteNode
+from modeld.transport.host import HostConfig, hosted
+from support.engines import ENGINES, EngineCase
+
+WAYS = ("in-process", "unix", "tcp")
+
+
+@dataclass
+class World:
+    """A node reached one way, with one engine's model."""
+
+    engine: EngineCase
+    way: str
+    service: ModelService
+    another: ModelService
+    """A second client of the same node."""
+    node: Node
+    _names: count[int]
+
+    def fresh_name(self) -> str:
+        """A session name nobody used."""
+        return f"session-{next(self._names)}"
+
+    async def open(self, name: str = "", **config: object) -> Session:
+        """A session, new unless named."""
+        wanted = SessionConfig(name=name or self.fresh_name(), **config)  # type: ignore[arg-type]
+        return await self.service.open_session(self.engine.ref, wanted)
+
+
+@pytest.fixture(scope="module", params=[f"{engine}-{way}" for engine in ENGINES for way in WAYS])
+async def world(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, anyio_backend: str
+) -> AsyncIterator[World]:
+    engine, _, way = request.param.partition("-")
+    async with AsyncExitStack() as stack:
+        yield await make_world(stack, ENGINES[engine], way, tmp_path_factory.mktemp("root"))
+
+
+async def make_world(stack: AsyncExitStack, engine: EngineCase, way: str, root: Path, **settings: object) -> World:
+    """Start a node, and two clients of it."""
+    config = NodeConfig(data_root=root, allow_fake=True, **settings)  # type: ignore[arg-type]
+    if way == "in-process":
+        node = Node(config)
+        stack.push_async_callback(node.aclose)
+        return World(engine, way, node, node, node, count())
+    listen = ("127.0.0.1", 0) if way == "tcp" else None
+    node, record, _ = await stack.enter_async_context(hosted(HostConfig(node=config, listen=listen), lambda: None))
+    if way == "unix":
+        clients = [await stack.enter_async_context(await connect(root)) for _ in range(2)]
+    else:
+        clients = [await stack.enter_async_context(RemoteNode(record.endpoints[1], record)) for _ in range(2)]
+    return World(engine, way, clients[0], clients[1], node, count())

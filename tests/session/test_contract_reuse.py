@@ -1,0 +1,174 @@
+"""Contract: what is on the tape is never computed again, and the receipt tells the truth about it."""
+
+from __future__ import annotations
+
+import pytest
+from modeld.session import SessionConfig
+from modeld.types import DecodeOptions, Message, Receipt
+
+from .conftest import World
+
+pytestmark = pytest.mark.anyio
+
+GREEDY = DecodeOptions(temperature=0, max_tokens=400)
+
+
+def shared(old: list[int], new: list[int]) -> int:
+    """Longest common prefix, item by item."""
+    for index, (a, b) in enumerate(zip(old, new, strict=False)):
+        if a != b:
+            return index
+    return min(len(old), len(new))
+
+
+def whole(receipt: Receipt) -> int:
+    return receipt.reused + receipt.restored + receipt.prefilled
+
+
+async def test_ten_turns_prefill_exactly_what_is_new(world: World) -> None:
+    session = await world.open()
+    conversation: list[Message] = []
+    tape: list[int] = []
+    for turn, ask in enumerate(world.engine.asks):
+        conversation.append(Message("user", ask))
+        expected = world.engine.prompt(conversation)
+        result = await session.turn(conversation, options=GREEDY).join()
+        kept = min(shared(tape, expected), len(expected) - 1)
+        assert (result.receipt.reused, result.receipt.prefilled) == (kept, len(expected) - kept), turn
+        assert whole(result.receipt) == len(expected) == result.end.usage.input
+        assert result.receipt.dropped == len(tape) - shared(tape, expected) == 0
+        assert result.receipt.stop is None
+        answer = world.engine.tokenize(result.text)
+        assert result.end.usage.output == len(answer)
+        tape = expected + answer
+        assert result.receipt.resident == len(tape)
+        conversation.append(result.message)
+    assert turn == 9
+
+
+async def test_same_name_in_two_workspaces_is_two_tapes(world: World) -> None:
+    name = world.fresh_name()
+    one, two = await world.open(name, workspace="one"), await world.open(name, workspace="two")
+    question = [Message("user", world.engine.asks[0])]
+    first = await one.turn(question, options=GREEDY).join()
+    second = await two.turn(question, options=GREEDY).join()
+    assert first.text == second.text
+    assert second.receipt.reused == 0
+    assert second.receipt.prefilled == first.receipt.prefilled
+
+
+async def test_second_client_continues_on_the_same_tape(world: World) -> None:
+    name = world.fresh_name()
+    session = await world.open(name)
+    conversation = [Message("user", world.engine.asks[0])]
+    first = await session.turn(conversation, options=GREEDY).join()
+    await session.close()
+    conversation += [first.message, Message("user", world.engine.asks[1])]
+    theirs = await world.another.open_session(world.engine.ref, SessionConfig(name=name))
+    result = await theirs.turn(conversation, options=GREEDY).join()
+    assert result.receipt.reused == first.receipt.resident > 0
+    assert result.receipt.dropped == 0
+
+
+async def test_edited_history_names_message_and_character(world: World) -> None:
+    session = await world.open()
+    conversation = [Message("system", "You are calm and kind."), Message("user", world.engine.asks[0])]
+    first = await session.turn(conversation, options=GREEDY).join()
+    edited = [Message("system", "You are calm and cold."), *conversation[1:]]
+    result = await session.turn(edited, options=GREEDY).join()
+    stop = result.receipt.stop
+    assert stop is not None
+    assert (stop.reason, stop.message_index, stop.character) == ("message_changed", 0, 17)
+    assert "kind" in stop.old
+    assert "cold" in stop.new
+    assert stop.token == result.receipt.reused == shared(
+        world.engine.prompt(conversation), world.engine.prompt(edited)
+    )
+    assert result.receipt.dropped == first.receipt.resident - result.receipt.reused
+
+
+async def test_edited_answer_is_named(world: World) -> None:
+    session = await world.open()
+    conversation = [Message("user", world.engine.asks[1])]
+    first = await session.turn(conversation, options=GREEDY).join()
+    edited = Message("assistant", first.text[:4] + "?!")
+    result = await session.turn([*conversation, edited, Message("user", "Thanks!")], options=GREEDY).join()
+    stop = result.receipt.stop
+    assert stop is not None
+    assert (stop.reason, stop.message_index, stop.character) == ("answer_changed", 1, 4)
+
+
+async def test_asking_again_keeps_the_question_and_computes_one_token(world: World) -> None:
+    session = await world.open()
+    conversation = [Message("user", world.engine.asks[0])]
+    first = await session.turn(conversation, options=GREEDY).join()
+    again = await session.turn(conversation, options=GREEDY).join()
+    assert again.text == first.text
+    assert again.receipt.prefilled == 1
+    assert again.receipt.stop is not None
+    assert again.receipt.stop.reason == "history_shortened"
+
+
+async def test_thinking_dropped_by_the_template_is_said(world: World) -> None:
+    session = await world.open()
+    conversation = [Message("user", world.engine.asks[0])]
+    first = await session.turn(conversation, think="high", options=GREEDY).join()
+    assert first.message.thinking
+    assert "<think>" not in first.text + first.message.thinking
+    assert first.end.usage.reasoning
+    conversation += [first.message, Message("user", world.engine.asks[1])]
+    result = await session.turn(conversation, think="high", options=GREEDY).join()
+    assert result.receipt.stop is not None
+    assert (result.receipt.stop.reason, result.receipt.stop.message_index) == ("thinking_dropped", 1)
+    # Up to the answer everything stays: only the answer is computed again.
+    assert result.receipt.reused >= len(world.engine.prompt([conversation[0]]))
+
+
+async def test_tools_that_change_are_named(world: World) -> None:
+    session = await world.open()
+    conversation = [Message("user", world.engine.asks[0])]
+    await session.turn(conversation, options=GREEDY).join()
+    result = await session.turn(conversation, tools=[world.engine.tool], options=GREEDY).join()
+    assert result.receipt.stop is not None
+    assert result.receipt.stop.reason == "tools_changed"
+
+
+async def test_tool_call_and_its_result_stay_on_the_tape(world: World) -> None:
+    session = await world.open()
+    conversation = [Message("user", world.engine.tool_ask)]
+    first = await session.turn(conversation, tools=[world.engine.tool], options=GREEDY).join()
+    assert first.end.finish_reason == "tool_calls"
+    (call,) = first.message.tool_calls
+    assert call.function.name == "get_weather"
+    assert "Oslo" in call.function.arguments
+    conversation += [first.message, Message("tool", '{"temp": 21, "sky": "sunny"}', tool_call_id=call.id)]
+    second = await session.turn(conversation, tools=[world.engine.tool], options=GREEDY).join()
+    assert second.receipt.stop is None
+    assert second.receipt.reused == first.receipt.resident
+
+
+async def test_warm_answers_equal_cold_ones(world: World) -> None:
+    warm = await world.open()
+    conversation: list[Message] = []
+    for ask in world.engine.asks:
+        conversation.append(Message("user", ask))
+        result = await warm.turn(conversation, options=GREEDY).join()
+        cold = await world.open()
+        fresh = await cold.turn(conversation, options=GREEDY).join()
+        assert fresh.receipt.reused == 0
+        assert (fresh.text, fresh.end.usage.output) == (result.text, result.end.usage.output)
+        conversation.append(result.message)
+
+
+async def test_more_sessions_than_sequences_work_and_say_what_was_evicted(world: World) -> None:
+    names = [world.fresh_name() for _ in range(20)]
+    question = [Message("user", world.engine.asks[0])]
+    for name in names:
+        await (await world.open(name)).turn(question, options=GREEDY).join()
+    result = await (await world.open(names[0])).turn(question, options=GREEDY).join()
+    assert result.receipt.stop is not None
+    assert result.receipt.stop.reason == "evicted"
+    assert result.receipt.reused == 0
+    assert result.receipt.dropped > 0
+    recent = await (await world.open(names[-1])).turn(question, options=GREEDY).join()
+    assert recent.receipt.reused > 0

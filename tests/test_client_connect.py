@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -78,6 +79,16 @@ def starting(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return use
 
 
+@pytest.fixture
+def made_root(tmp_path: Path) -> Iterator[Path]:
+    """A data root that is not there yet. Whoever was started to own it goes with it, failing test or not."""
+    root = tmp_path / "made" / "root"
+    yield root
+    seen = probe(root)
+    if seen.state == "running" and seen.record is not None:
+        os.kill(seen.record.pid, signal.SIGKILL)
+
+
 def edit_record(root: Path, **changes: object) -> None:
     path = root / RECORD_NAME
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -132,12 +143,12 @@ async def test_another_instance_at_the_endpoint_is_unreachable(node, tmp_path) -
 
 @pytest.mark.anyio
 async def test_a_node_that_hangs_is_unreachable(node) -> None:
-    node.send_signal(19)  # SIGSTOP: the kernel accepts, nobody answers
+    node.send_signal(signal.SIGSTOP)  # the kernel accepts, nobody answers
     try:
         with pytest.raises(NodeUnreachableError, match=r"0\.3 s"):
             await modeld.connect(timeout=0.3)
     finally:
-        node.send_signal(18)
+        node.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.anyio
@@ -168,9 +179,9 @@ def test_each_loop_has_its_own_connection(node) -> None:
 
 
 @pytest.mark.anyio
-async def test_many_clients_start_one_node(tmp_path, starting) -> None:
+async def test_many_clients_start_one_node(made_root, starting) -> None:
     starting(str(FAKE_NODE))
-    root = tmp_path / "made" / "root"
+    root = made_root
     clients = await asyncio.gather(*(modeld.connect(root, start=True) for _ in range(4)))
     record = require_running(root)
     assert {c.record.instance_id for c in clients} == {record.instance_id}

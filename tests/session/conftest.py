@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+
 from modeld.client import connect
 from modeld.node.node import Node, NodeConfig
 from modeld.session import ModelService, Session, SessionConfig
@@ -34,6 +36,12 @@ class World:
     def fresh_name(self) -> str:
         """A session name nobody used."""
         return f"session-{next(self._names)}"
+
+    async def idle(self) -> None:
+        """Wait until no call runs."""
+        async with asyncio.timeout(10):
+            while (await self.service.status()).active:
+                await asyncio.sleep(0.01)
 
     async def open(self, name: str = "", **config: object) -> Session:
         """A session, new unless named."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from modeld.session import SessionConfig
 from modeld.types import DecodeOptions, Message, Receipt
 
@@ -81,9 +82,7 @@ async def test_edited_history_names_message_and_character(world: World) -> None:
     assert (stop.reason, stop.message_index, stop.character) == ("message_changed", 0, 17)
     assert "kind" in stop.old
     assert "cold" in stop.new
-    assert stop.token == result.receipt.reused == shared(
-        world.engine.prompt(conversation), world.engine.prompt(edited)
-    )
+    assert stop.token == result.receipt.reused == shared(world.engine.prompt(conversation), world.engine.prompt(edited))
     assert result.receipt.dropped == first.receipt.resident - result.receipt.reused
 
 

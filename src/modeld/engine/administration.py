@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import monotonic
+
 from modeld.engine.backend import Backend
 from modeld.engine.job import Job
 from modeld.engine.pool import Pool
@@ -80,6 +82,7 @@ def _fork(source: EngineSession, target: EngineSession, pool: Pool, backend: Bac
         # Finding an id may have evicted somebody, but not the source: it has this very job.
         backend.share(source.sequence, target.sequence)
         target.hot = source.hot
+        target.last_used = monotonic()
 
 
 def _restore(

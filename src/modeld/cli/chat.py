@@ -1,0 +1,105 @@
+"""A conversation: the messages are kept here, their KV in a session of the node."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from modeld.cli.answer import Screen, answer
+from modeld.cli.connection import connect_or_start
+from modeld.cli.output import emit
+from modeld.cli.waiting import Waiting
+from modeld.errors import ModeldError
+from modeld.session.values import ContextReport, ModelRef, SessionConfig
+from modeld.thinking import ThinkLevel
+from modeld.types import DecodeOptions, EndPart, Message, TurnResult
+
+if TYPE_CHECKING:
+    from modeld.transport.grpc.client import RemoteNode as Client
+    from modeld.transport.grpc.client import RemoteSession
+
+
+class ChatSettings(Struct, frozen=True, kw_only=True):
+    """What ``modeld run`` was asked for."""
+
+    root: Path
+    model: ModelRef
+    session: SessionConfig
+    options: DecodeOptions
+    think: ThinkLevel
+    system: str
+    as_json: bool
+
+
+class Chat:
+    """Sends the whole conversation each turn, so that the session's KV is reused. Belongs to one event loop.
+
+    When a turn fails the conversation stays as it was, and the next turn connects anew: to another node, where the
+    first one died.
+    """
+
+    def __init__(self, settings: ChatSettings) -> None:
+        self._settings = settings
+        self._client: Client | None = None
+        self._session: RemoteSession | None = None
+        self._messages: list[Message] = []
+        self.think = settings.think
+        self.last: EndPart | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the conversation; the session stays."""
+        system = self._settings.system
+        self._messages = [Message("system", system)] if system else []
+
+    async def open(self) -> RemoteSession:
+        """The session, opened on a node that runs or is started, where it is not open."""
+        if self._session is None:
+            settings = self._settings
+            self._client = self._client or await connect_or_start(settings.root)
+            with Waiting(f"loading {settings.model.name or settings.model.path}"):
+                self._session = await self._client.open_session(settings.model, settings.session)
+        return self._session
+
+    async def say(self, text: str) -> TurnResult:
+        """One turn, shown as it comes. Ctrl-C ends it early; what was answered until then counts."""
+        try:
+            return await self._turn([*self._messages, Message("user", text)])
+        except (ModeldError, asyncio.CancelledError):
+            await self.close()
+            raise
+
+    async def explain(self) -> ContextReport:
+        """What the session holds."""
+        return await (await self.open()).explain()
+
+    async def close(self) -> None:
+        """Close the connection. Safe to call twice."""
+        client, self._client, self._session = self._client, None, None
+        if client is not None:
+            await client.aclose()
+
+    async def _turn(self, messages: list[Message]) -> TurnResult:
+        settings = self._settings
+        session = await self.open()
+        stream = session.turn(messages, think=self.think, options=settings.options)
+        with Waiting("waiting for the answer") as waiting:
+            result = await answer(stream, Screen(waiting, quiet=settings.as_json))
+        self.last = result.end
+        if settings.as_json:
+            emit(
+                {
+                    "message": result.message,
+                    "end": result.end,
+                    "warnings": result.warnings,
+                    "errors": result.errors,
+                    "handle": session.handle,
+                }
+            )
+        # A question that was cancelled before it was answered at all leaves no trace.
+        if result.text or result.end.finish_reason != "cancelled":
+            self._messages = [*messages, result.message]
+        return result

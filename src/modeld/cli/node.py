@@ -1,0 +1,145 @@
+"""``modeld status``, ``ps`` and ``stop``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from modeld.cli.connection import connected, nobody
+from modeld.cli.options import DataRootOption, JsonOption, root_of
+from modeld.cli.output import duration, emit, facts, table
+from modeld.errors import DeadlineExceededError, NodeNotRunningError, NodeStaleError
+
+if TYPE_CHECKING:
+    from modeld.node.record import OwnerRecord
+    from modeld.session.values import NodeStatus, SessionInfo
+
+_STOP_SECONDS: Final = 30.0
+_POLL_SECONDS: Final = 0.05
+
+
+def status(data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
+    """Say what the node does: process, model, engine, memory. Starts none; exits 0 also where none runs."""
+    root = root_of(data_root)
+    node, _ = asyncio.run(_look(root))
+    if as_json:
+        emit({"node": node, "engine": node.engine if node else None})
+    elif node is None:
+        print(nobody(root))
+    else:
+        facts(_status_facts(node))
+    return 0
+
+
+def ps(data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
+    """List the sessions, the last used first. Starts no node; exits 0 also where none runs."""
+    root = root_of(data_root)
+    node, sessions = asyncio.run(_look(root))
+    if as_json:
+        emit({"node": node, "engine": node.engine if node else None, "sessions": sessions})
+    elif node is None:
+        print(nobody(root))
+    else:
+        headers = ("SESSION", "WORKSPACE", "MODEL", "ENGINE", "HOT", "TAPE", "WINDOW", "USED")
+        table(headers, [_session_row(session) for session in sessions])
+    return 0
+
+
+def stop(data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
+    """Ask the node to end, and wait until its process is gone. Running calls have a few seconds to finish."""
+    root = root_of(data_root)
+    record = asyncio.run(_shut_down(root))
+    if record is not None:
+        _wait_until_gone(root, record)
+    if as_json:
+        emit({"stopped": record is not None, "pid": record.pid if record else None})
+    else:
+        print(f"the node of {root} (process {record.pid}) has ended" if record else nobody(root))
+    return 0
+
+
+async def _look(root: Path) -> tuple[NodeStatus | None, list[SessionInfo]]:
+    try:
+        async with connected(root) as client:
+            return await client.status(), await client.sessions()
+    except (NodeNotRunningError, NodeStaleError):
+        return None, []
+
+
+async def _shut_down(root: Path) -> OwnerRecord | None:
+    """Ask the node to end; its record, or nothing where none runs."""
+    try:
+        async with connected(root) as client:
+            await client.shutdown()
+            return client.record
+    except (NodeNotRunningError, NodeStaleError):
+        return None
+
+
+def _wait_until_gone(root: Path, record: OwnerRecord) -> None:
+    end = time.monotonic() + _STOP_SECONDS
+    while not _gone(root, record):
+        if time.monotonic() > end:
+            raise DeadlineExceededError(
+                f"the node of {root} was asked to end, but process {record.pid} still runs after {_STOP_SECONDS:g} s; "
+                "its log may tell why",
+                pid=record.pid,
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _gone(root: Path, record: OwnerRecord) -> bool:
+    """Its lock is free, or another's, and its process is no more: its engine ends before it does."""
+    from modeld.node.record import boot_id, probe, process_start_time
+
+    seen = probe(root)
+    if seen.state == "running" and (seen.record is None or seen.record.instance_id == record.instance_id):
+        return False
+    if record.boot_id != boot_id() or process_start_time(record.pid) != record.start_time:
+        return True
+    import psutil
+
+    try:
+        # A starter that still lives may not have waited for it yet.
+        return psutil.Process(record.pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _status_facts(node: NodeStatus) -> list[tuple[str, str]]:
+    from modeld.node.capacity import human_bytes
+
+    model = f"{node.model}: {node.context:,} tokens of context, {node.cells_used:,} of {node.cells:,} cells in use"
+    leaves = f"; the engine exits after {duration(node.idle_ttl)} without use" if node.idle_ttl else ""
+    engine = node.engine
+    return [
+        ("node", f"process {node.pid}, version {node.version}, {human_bytes(node.rss)}, up {duration(node.uptime)}"),
+        ("owner", f"epoch {node.epoch}, instance {node.instance_id}"),
+        ("data root", node.data_root),
+        ("endpoints", ", ".join(node.endpoints)),
+        ("slot", f"{node.state}, generation {node.generation}"),
+        ("model", model if node.model else ""),
+        (
+            "engine",
+            f"process {engine.pid}, {engine.backend}, {human_bytes(engine.rss)}, {engine.build}" if engine else "",
+        ),
+        ("sessions", f"{node.sessions}, {node.active} active"),
+        ("last used", f"{duration(node.idle_seconds)} ago{leaves}" if node.model else ""),
+        ("last error", node.last_error),
+    ]
+
+
+def _session_row(session: SessionInfo) -> tuple[str, ...]:
+    used = "now" if session.active else f"{duration(time.time() - session.last_used)} ago"
+    return (
+        session.name,
+        session.workspace,
+        session.model,
+        str(session.engine_pid or "-"),
+        str(session.hot),
+        str(session.tape),
+        str(session.window),
+        used,
+    )

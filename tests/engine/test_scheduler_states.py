@@ -1,0 +1,273 @@
+"""Hazard: any order of requests, cancels, forks and evictions. No wrong cell, no wrong count, nothing left behind.
+
+The scheduler runs in this thread over the fake backend, whose answers are a checksum of all that its KV holds: a wrong
+cell anywhere shows as a wrong answer.
+"""
+
+from __future__ import annotations
+
+import queue
+import zlib
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from modeld.chat.template import ChatTemplate
+from modeld.engine.control import Control
+from modeld.engine.fake.backend import END, START, TEMPLATE, FakeBackend
+from modeld.engine.prompts import Prompts
+from modeld.engine.protocol import (
+    Cancel,
+    Credit,
+    Done,
+    Evicted,
+    Failed,
+    Forget,
+    Fork,
+    Load,
+    Parts,
+    Prefix,
+    Reply,
+    Request,
+    Suffix,
+    Turn,
+    decode_result,
+)
+from modeld.engine.scheduler import Scheduler
+from modeld.session import Manifest
+from modeld.types import DecodeOptions, EndPart, Message, PartsJoiner
+
+LOAD = Load(path="", name="fake", digest="d", cells=700, window=400, sequences=3, batch=32)
+TEMPLATED = ChatTemplate(TEMPLATE)
+
+texts = st.text(st.sampled_from("ab \u2603"), min_size=0, max_size=40)
+
+
+def rendered(messages: tuple[Message, ...], *, generate: bool = True) -> str:
+    return TEMPLATED.render(messages, (), think="auto", add_generation_prompt=generate)
+
+
+def answer_to(messages: tuple[Message, ...]) -> str:
+    """What the fake says, from its documentation alone."""
+    prompt = rendered(messages)
+    before = prompt.rpartition(START + "assistant ")[0]
+    asked = before.rpartition(START + "user ")[2].partition(END)[0]
+    return f"{asked} #{zlib.crc32(before.encode()):08x}"
+
+
+class Engine:
+    """A scheduler with a mailbox instead of a process."""
+
+    def __init__(self, load: Load = LOAD) -> None:
+        self.backend = FakeBackend(load)
+        self.inbox: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self.control = Control()
+        self.control.bind(self.backend)
+        self.replies: list[Reply] = []
+        manifest = Manifest(engine="fake", engine_build="1", model_digest="d", template_digest="t")
+        prompts = Prompts(self.backend, TEMPLATED, load.window)
+        self.scheduler = Scheduler(self.backend, load, manifest, prompts, self.replies.append, self.inbox, self.control)
+
+    def ask(self, *requests: Request) -> None:
+        for request in requests:
+            self.inbox.put(request)
+
+    def step(self) -> None:
+        self.scheduler.iterate()
+
+    @property
+    def busy(self) -> bool:
+        return not self.inbox.empty() or bool(self.scheduler._active or self.scheduler._fresh)
+
+
+class Sessions(RuleBasedStateMachine):
+    """Conversations on more sessions than there are sequences, in few cells."""
+
+    running: Bundle[int] = Bundle("running")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.engine = Engine()
+        self.ids = 0
+        self.said: dict[int, tuple[Message, ...]] = {}
+        self.asked: dict[int, Request] = {}
+        self.joined: dict[int, PartsJoiner] = {}
+        self.tapes: dict[int, list[int]] = {}
+        self.cancelled: set[int] = set()
+        self.frames: dict[int, int] = {}
+
+    def ask(self, request: Request) -> int:
+        self.ids += 1
+        self.asked[self.ids] = request
+        self.joined[self.ids] = PartsJoiner()
+        self.engine.ask(request)
+        return self.ids
+
+    @rule(target=running, session=st.integers(1, 5), text=texts, keep=st.integers(0, 9), tokens=st.integers(1, 60))
+    def turn(self, session: int, text: str, keep: int, tokens: int) -> int:
+        history = self.said.get(session, ())[:keep]
+        if history and history[-1].role == "user":
+            history = history[:-1]
+        messages = (*history, Message("user", text))
+        self.said[session] = messages
+        options = DecodeOptions(temperature=0, max_tokens=tokens)
+        return self.ask(Turn(self.ids + 1, session, messages, options, credit=10**6))
+
+    @rule(target=running, session=st.integers(1, 5), text=texts)
+    def prefix(self, session: int, text: str) -> int:
+        return self.ask(Prefix(self.ids + 1, session, (Message("system", text),)))
+
+    @rule(target=running, session=st.integers(1, 5), text=texts)
+    def suffix(self, session: int, text: str) -> int:
+        return self.ask(Suffix(self.ids + 1, session, (Message("user", text),)))
+
+    @rule(target=running, session=st.integers(1, 5), other=st.integers(1, 5))
+    def fork(self, session: int, other: int) -> int:
+        return self.ask(Fork(self.ids + 1, session, other))
+
+    @rule(target=running, session=st.integers(1, 5))
+    def forget(self, session: int) -> int:
+        return self.ask(Forget(self.ids + 1, session))
+
+    @rule(id_=consumes(running))
+    def cancel(self, id_: int) -> None:
+        self.cancelled.add(id_)
+        self.engine.ask(Cancel(id_))
+        self.engine.control.cancel(id_)
+
+    @rule(count=st.integers(1, 20))
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            if self.engine.busy:
+                self.engine.step()
+        self.read()
+
+    @rule()
+    def drain(self) -> None:
+        for _ in range(5000):
+            if not self.engine.busy:
+                break
+            self.engine.step()
+        assert not self.engine.busy
+        self.read()
+        assert not self.asked
+        used = sum(session.hot for session in self.engine.scheduler._pool.sessions.values())
+        assert self.engine.backend.used() == used
+
+    def read(self) -> None:
+        for reply in self.engine.replies:
+            if isinstance(reply, Parts | Done | Failed):
+                assert reply.seq == self.frames.get(reply.id, 0)
+                self.frames[reply.id] = reply.seq + 1
+            match reply:
+                case Parts(id=id_, parts=parts):
+                    for part in parts:
+                        self.joined[id_].add(part)
+                case Done() | Failed():
+                    self.ended(reply)
+                case Evicted():
+                    pass
+        self.engine.replies.clear()
+
+    def ended(self, reply: Done | Failed) -> None:
+        request = self.asked.pop(reply.id)
+        for tape in reply.tapes:
+            known = self.tapes.setdefault(tape.session, [])
+            assert tape.keep <= len(known)
+            known[tape.keep :] = tape.added
+            if tape.hot:
+                assert tape.hot == len(known)
+        if isinstance(reply, Failed):
+            expected = {
+                "context_overflow",
+                "cancelled",
+                "invalid_request",
+                "does_not_fit",
+                "session_error",
+                "model_busy",
+            }
+            assert reply.code in expected, reply
+            return
+        if isinstance(request, Turn):
+            self.answered(reply, request)
+        elif isinstance(request, Forget):
+            self.tapes[request.session] = []
+
+    def answered(self, reply: Done, request: Turn) -> None:
+        end = decode_result(reply.result, EndPart)
+        self.joined[reply.id].add(end)
+        result = self.joined[reply.id].result()
+        whole = answer_to(request.messages)
+        assert whole.startswith(result.text)
+        if end.finish_reason == "stop":
+            assert result.text == whole
+        elif end.finish_reason == "length":
+            assert len(result.text) == request.options.max_tokens
+        else:
+            assert end.finish_reason in ("cancelled", "context_full"), end
+            assert end.finish_reason != "cancelled" or reply.id in self.cancelled
+        assert end.usage.output == len(result.text)
+        receipt = end.receipt
+        assert receipt.reused + receipt.prefilled == end.usage.input
+        if end.usage.output:
+            assert end.usage.input == len(rendered(request.messages))
+            assert receipt.prefilled >= 1
+            said = (*request.messages, Message("assistant", result.text))
+            if self.said.get(request.session) == request.messages:
+                self.said[request.session] = said
+
+    @invariant()
+    def cells_are_those_of_the_sessions(self) -> None:
+        held = {}
+        for session in self.engine.scheduler._pool.sessions.values():
+            if session.sequence is None:
+                assert session.hot == 0
+                continue
+            assert session.sequence not in held
+            held[session.sequence] = session
+            assert self.engine.backend._cells.get(session.sequence, []) == session.ids[: session.hot]
+            assert session.hot <= len(session.ids)
+
+
+TestSessions = Sessions.TestCase
+TestSessions.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def test_credit_holds_a_stream_back_and_lets_it_go_on() -> None:
+    engine = Engine()
+    engine.ask(Turn(1, 1, (Message("user", "!count 50"),), DecodeOptions(temperature=0), credit=5))
+    while engine.busy and not any(isinstance(reply, Parts) for reply in engine.replies):
+        engine.step()
+    for _ in range(3):
+        engine.ask(Credit(1, 0))
+        engine.step()
+    got = sum(reply.tokens for reply in engine.replies if isinstance(reply, Parts))
+    assert got == 5
+    engine.ask(Credit(1, 1000))
+    while engine.scheduler._active:
+        engine.step()
+    assert isinstance(engine.replies[-1], Done)
+    assert decode_result(engine.replies[-1].result, EndPart).finish_reason == "stop"
+
+
+def test_step_that_fails_ends_only_the_session_to_blame() -> None:
+    engine = Engine()
+    good, bad = Message("user", "hello"), Message("user", "!fail")
+    options = DecodeOptions(temperature=0)
+    engine.ask(Turn(1, 1, (good,), options), Turn(2, 2, (bad,), options))
+    while engine.busy:
+        engine.step()
+    ends = {reply.id: reply for reply in engine.replies if isinstance(reply, Done | Failed)}
+    assert isinstance(ends[1], Done)
+    assert isinstance(ends[2], Failed)
+    assert ends[2].code == "session_fatal"
+    assert ends[2].tapes[0].fatal
+    engine.replies.clear()
+    engine.ask(Turn(3, 2, (good,), options))
+    while engine.busy:
+        engine.step()
+    assert isinstance(engine.replies[-1], Failed)
+    assert engine.replies[-1].code == "session_fatal"

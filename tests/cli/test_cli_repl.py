@@ -25,10 +25,10 @@ def test_lines_of_a_pipe_are_turns_of_one_conversation(command: CommandLine) -> 
     prompt = len("<user hello><assistant ")
     one, two = receipts(done.err)
     assert one.startswith(f"{prompt} tokens in (0 reused, {prompt} prefilled)")
-    # All of the first turn but the end of its answer is on the tape.
+    # The first turn is on the tape, but for the token that ended its answer.
     kept = prompt + len(first)
     new = len("><user again><assistant ")
-    assert two.startswith(f"{kept + new} tokens in ({kept - 1} reused, {new + 1} prefilled)")
+    assert two.startswith(f"{kept + new} tokens in ({kept} reused, {new} prefilled)")
     assert not (command.root / "history").exists()
 
 
@@ -85,7 +85,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_session(command: CommandLine) -> 
     receipt = terminal.expect("stop")
     reused = int(receipt.partition("tokens in (")[2].split(" ")[0])
     # More than the first question alone: what had been answered is part of the conversation.
-    assert reused > len("<user !count 900><assistant 1 2 3 4 5")
+    assert reused > len("<user !count 900><assistant 1 2 ")
     terminal.expect(">>> ")
     terminal.type("/bye\n")
     assert terminal.end() == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 
@@ -114,15 +113,14 @@ def test_an_engine_that_dies_is_a_typed_error_and_the_next_question_works(comman
 
 @pytest.mark.usefixtures("node")
 def test_stdin_that_is_no_text_is_an_error_and_changes_nothing(command: CommandLine) -> None:
-    child = command.start("run", "fake", "hello", "--stop", "\udcff")
-    done = command.finish(child)
-    assert done.code == 1
-    assert "modeld: " in done.err
     program = f"printf '\\377' | {command.python} -m modeld run fake -"
     shell = subprocess.run(["sh", "-c", program], env=command.env, capture_output=True, timeout=60)
     assert shell.returncode == 1
     assert shell.stderr.startswith(b"modeld: stdin is not UTF-8")
     assert command("ps", "--json").json["sessions"] == []
+    done = command("run", "fake", "\udcff")
+    assert (done.code, done.out) == (1, "")
+    assert "surrogates not allowed" in done.err
 
 
 def test_ctrl_c_cancels_the_answer_and_exits_130(command: CommandLine, node: subprocess.Popen[bytes]) -> None:
@@ -133,7 +131,7 @@ def test_ctrl_c_cancels_the_answer_and_exits_130(command: CommandLine, node: sub
     done = command.finish(child)
     assert done.code == 130
     assert seen == b"1 2 "
-    assert done.out.startswith("3")
+    assert done.out.endswith("\n")
     assert done.err.endswith(", cancelled\n")
     assert " out, " in done.err
     wait_for(lambda: idle(command), "the engine still works")
@@ -180,12 +178,12 @@ def test_head_takes_a_line_of_a_list_without_a_word_on_stderr(command: CommandLi
 
 
 @pytest.mark.usefixtures("node")
-def test_killing_the_engine_empties_the_slot_and_the_session_starts_over(command: CommandLine) -> None:
+def test_a_session_outlives_its_engine_and_says_what_it_lost(command: CommandLine) -> None:
     assert command("run", "fake", "hello", "--session", "s").code == 0
     command("unload")
     done = command("run", "fake", "hello", "--session", "s", "--json")
-    receipt = json.loads(done.out)["end"]["receipt"]
-    assert receipt["stop"]["reason"] == "engine_lost"
+    receipt = done.json["end"]["receipt"]
+    assert receipt["stop"]["reason"] == "unloaded"
     assert receipt["generation"] == 2
     assert engine_pid(command) > 0
 

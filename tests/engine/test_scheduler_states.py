@@ -38,10 +38,10 @@ from modeld.engine.scheduler import Scheduler
 from modeld.session import Manifest
 from modeld.types import DecodeOptions, EndPart, Message, PartsJoiner
 
-LOAD = Load(path="", name="fake", digest="d", cells=700, window=400, sequences=3, batch=32)
+LOAD = Load(path="", name="fake", digest="d", cells=310, window=300, sequences=3, batch=32)
 TEMPLATED = ChatTemplate(TEMPLATE)
 
-texts = st.text(st.sampled_from("ab \u2603"), min_size=0, max_size=40)
+texts = st.text(st.sampled_from("ab \u2603"), min_size=0, max_size=90)
 
 
 def rendered(messages: tuple[Message, ...], *, generate: bool = True) -> str:
@@ -56,12 +56,25 @@ def answer_to(messages: tuple[Message, ...]) -> str:
     return f"{asked} #{zlib.crc32(before.encode()):08x}"
 
 
+class Waits(Exception):
+    """The scheduler would wait for a request."""
+
+
+class Mailbox(queue.SimpleQueue[Request]):
+    """An inbox in which nobody waits: here, waiting would be for ever."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Request:
+        if self.empty():
+            raise Waits
+        return super().get()
+
+
 class Engine:
     """A scheduler with a mailbox instead of a process."""
 
     def __init__(self, load: Load = LOAD) -> None:
         self.backend = FakeBackend(load)
-        self.inbox: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self.inbox = Mailbox()
         self.control = Control()
         self.control.bind(self.backend)
         self.replies: list[Reply] = []
@@ -73,12 +86,14 @@ class Engine:
         for request in requests:
             self.inbox.put(request)
 
-    def step(self) -> None:
-        self.scheduler.iterate()
-
-    @property
-    def busy(self) -> bool:
-        return not self.inbox.empty() or bool(self.scheduler._active or self.scheduler._fresh)
+    def steps(self, count: int) -> bool:
+        """Go on for so many steps; whether it then had nothing left to do."""
+        for _ in range(count):
+            try:
+                self.scheduler.iterate()
+            except Waits:
+                return True
+        return False
 
 
 class Sessions(RuleBasedStateMachine):
@@ -114,6 +129,11 @@ class Sessions(RuleBasedStateMachine):
         options = DecodeOptions(temperature=0, max_tokens=tokens)
         return self.ask(Turn(self.ids + 1, session, messages, options, credit=10**6))
 
+    @rule(sizes=st.lists(st.integers(60, 270), min_size=2, max_size=5), tokens=st.integers(20, 300))
+    def turns_that_do_not_fit_together(self, sizes: list[int], tokens: int) -> None:
+        for session, size in enumerate(sizes, 1):
+            self.turn(session, "x" * size, 0, tokens)
+
     @rule(target=running, session=st.integers(1, 5), text=texts)
     def prefix(self, session: int, text: str) -> int:
         return self.ask(Prefix(self.ids + 1, session, (Message("system", text),)))
@@ -138,18 +158,12 @@ class Sessions(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 20))
     def steps(self, count: int) -> None:
-        for _ in range(count):
-            if self.engine.busy:
-                self.engine.step()
+        self.engine.steps(count)
         self.read()
 
     @rule()
     def drain(self) -> None:
-        for _ in range(5000):
-            if not self.engine.busy:
-                break
-            self.engine.step()
-        assert not self.engine.busy
+        assert self.engine.steps(20_000)
         self.read()
         assert not self.asked
         used = sum(session.hot for session in self.engine.scheduler._pool.sessions.values())
@@ -232,23 +246,17 @@ class Sessions(RuleBasedStateMachine):
 
 TestSessions = Sessions.TestCase
 TestSessions.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=400, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
 def test_credit_holds_a_stream_back_and_lets_it_go_on() -> None:
     engine = Engine()
     engine.ask(Turn(1, 1, (Message("user", "!count 50"),), DecodeOptions(temperature=0), credit=5))
-    while engine.busy and not any(isinstance(reply, Parts) for reply in engine.replies):
-        engine.step()
-    for _ in range(3):
-        engine.ask(Credit(1, 0))
-        engine.step()
-    got = sum(reply.tokens for reply in engine.replies if isinstance(reply, Parts))
-    assert got == 5
+    assert engine.steps(1000)
+    assert sum(reply.tokens for reply in engine.replies if isinstance(reply, Parts)) == 5
     engine.ask(Credit(1, 1000))
-    while engine.scheduler._active:
-        engine.step()
+    assert engine.steps(1000)
     assert isinstance(engine.replies[-1], Done)
     assert decode_result(engine.replies[-1].result, EndPart).finish_reason == "stop"
 
@@ -258,16 +266,13 @@ def test_step_that_fails_ends_only_the_session_to_blame() -> None:
     good, bad = Message("user", "hello"), Message("user", "!fail")
     options = DecodeOptions(temperature=0)
     engine.ask(Turn(1, 1, (good,), options), Turn(2, 2, (bad,), options))
-    while engine.busy:
-        engine.step()
+    assert engine.steps(1000)
     ends = {reply.id: reply for reply in engine.replies if isinstance(reply, Done | Failed)}
     assert isinstance(ends[1], Done)
     assert isinstance(ends[2], Failed)
     assert ends[2].code == "session_fatal"
     assert ends[2].tapes[0].fatal
-    engine.replies.clear()
     engine.ask(Turn(3, 2, (good,), options))
-    while engine.busy:
-        engine.step()
+    assert engine.steps(1000)
     assert isinstance(engine.replies[-1], Failed)
     assert engine.replies[-1].code == "session_fatal"

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from modeld.cli.output import say
 
 if TYPE_CHECKING:
     from modeld.transport.grpc.client import RemoteNode as Client
+
+T = TypeVar("T")
+
+
+def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Run it in an event loop of its own. asyncio is imported here: help and version do without."""
+    import asyncio
+
+    return asyncio.run(work)
 
 
 async def connect_or_start(root: Path) -> Client:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from msgspec import Struct
 
+from modeld.cli.connection import finish
 from modeld.cli.options import DataRootOption, JsonOption, root_of
 from modeld.cli.output import emit
 from modeld.errors import ModeldError
@@ -170,8 +171,6 @@ def _socket(seen: OwnerState) -> Check:
 def _answer(root: Path, seen: OwnerState) -> Check:
     if _running(seen) is None:
         return Check("node", "ok", "none is running; modeld run and modeld serve start one")
-    import asyncio
-
     from modeld.client import connect
     from modeld.session.values import NodeStatus
 
@@ -180,7 +179,7 @@ def _answer(root: Path, seen: OwnerState) -> Check:
             return await client.status()
 
     try:
-        status = asyncio.run(ask())
+        status = finish(ask())
     except ModeldError as error:
         return Check("node", "fail", error.message, _RESTART)
     return Check("node", "ok", f"process {status.pid} answers; {status.model or 'no model'} is loaded")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modeld.cli.connection import connected
+from modeld.cli.connection import connected, finish
 from modeld.cli.errors import usage
 from modeld.cli.options import ContextOption, DataRootOption, JsonOption, KVTypeOption, ModelArgument, model_of, root_of
 from modeld.cli.output import duration, emit, facts, table
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 def models(data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
     """List the models that can be named. Starts no node: without one, the data root's folder is read directly."""
-    found = asyncio.run(_models(root_of(data_root)))
+    found = finish(_models(root_of(data_root)))
     if as_json:
         emit({"models": found})
     else:
@@ -45,7 +44,7 @@ def describe(
         async with connected(root_of(data_root)) as client:
             return await client.describe(ref, config)
 
-    found = asyncio.run(ask())
+    found = finish(ask())
     if as_json:
         emit(found)
     else:
@@ -70,7 +69,7 @@ def load(
             with Waiting(f"loading {model}"):
                 return await client.load(ref, config)
 
-    node = asyncio.run(ask())
+    node = finish(ask())
     if as_json:
         emit({"node": node, "engine": node.engine})
     else:
@@ -86,7 +85,7 @@ def unload(data_root: DataRootOption = None, as_json: JsonOption = False) -> int
         async with connected(root_of(data_root)) as client:
             return await client.unload()
 
-    node = asyncio.run(ask())
+    node = finish(ask())
     if as_json:
         emit({"node": node, "engine": node.engine})
     else:

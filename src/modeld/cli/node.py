@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from modeld.cli.connection import connected, nobody
+from modeld.cli.connection import connected, finish, nobody
 from modeld.cli.options import DataRootOption, JsonOption, root_of
 from modeld.cli.output import duration, emit, facts, table
 from modeld.errors import DeadlineExceededError, NodeNotRunningError, NodeStaleError
@@ -23,7 +22,7 @@ _POLL_SECONDS: Final = 0.05
 def status(data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
     """Say what the node does: process, model, engine, memory. Starts none; exits 0 also where none runs."""
     root = root_of(data_root)
-    node, _ = asyncio.run(_look(root))
+    node, _ = finish(_look(root))
     if as_json:
         emit({"node": node, "engine": node.engine if node else None})
     elif node is None:
@@ -36,7 +35,7 @@ def status(data_root: DataRootOption = None, as_json: JsonOption = False) -> int
 def ps(data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
     """List the sessions, the last used first. Starts no node; exits 0 also where none runs."""
     root = root_of(data_root)
-    node, sessions = asyncio.run(_look(root))
+    node, sessions = finish(_look(root))
     if as_json:
         emit({"node": node, "engine": node.engine if node else None, "sessions": sessions})
     elif node is None:
@@ -50,7 +49,7 @@ def ps(data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
 def stop(data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
     """Ask the node to end, and wait until its process is gone. Running calls have a few seconds to finish."""
     root = root_of(data_root)
-    record = asyncio.run(_shut_down(root))
+    record = finish(_shut_down(root))
     if record is not None:
         _wait_until_gone(root, record)
     if as_json:

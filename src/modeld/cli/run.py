@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 import sys
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from modeld.cli.connection import finish
 from modeld.cli.errors import INTERRUPTED, usage
 from modeld.cli.options import ContextOption, DataRootOption, JsonOption, KVTypeOption, ModelArgument, model_of, root_of
 from modeld.errors import InvalidRequestError
@@ -97,7 +97,7 @@ def run(
 
         repl(chat, root)
         return 0
-    return asyncio.run(_ask(chat, _stdin() if prompt == "-" else prompt))
+    return finish(_ask(chat, _stdin() if prompt == "-" else prompt))
 
 
 async def _ask(chat: Chat, prompt: str) -> int:

@@ -37,9 +37,11 @@ class Pool:
         return self.sessions.setdefault(key, EngineSession(key))
 
     def forget(self, session: EngineSession) -> None:
-        """Drop a session and its KV."""
+        """Drop a session and its KV. Requests that wait behind find it new."""
         self.release(session)
-        self.sessions.pop(session.key, None)
+        session.take_from(EngineSession(session.key))
+        if len(session.jobs) <= 1:
+            self.sessions.pop(session.key, None)
 
     def give_sequence(self, session: EngineSession) -> bool:
         """Let the session have a sequence id. ``False``: all ids are with sessions that are busy."""

@@ -269,6 +269,7 @@ class Scheduler:
             return entries
         if len(entries) > 1:
             youngest = max(entries, key=lambda entry: entry[0].started)
+            youngest[0].parked = True
             return [entry for entry in entries if entry is not youngest]
         job = entries[0][0]
         others = [other for other in self._active if other is not job and other.session.hot]

@@ -40,7 +40,7 @@ class World:
     async def idle(self) -> None:
         """Wait until no call runs."""
         async with asyncio.timeout(10):
-            while (await self.service.status()).active:  # noqa: ASYNC110 - there is no event across a wire
+            while (await self.service.status()).active:
                 await asyncio.sleep(0.01)
 
     async def open(self, name: str = "", **config: object) -> Session:

@@ -80,7 +80,7 @@ def eventually() -> Callable[[Callable[[], bool]], Awaitable[None]]:
 
     async def wait(so: Callable[[], bool]) -> None:
         async with asyncio.timeout(5):
-            while not so():  # noqa: ASYNC110 - what is waited for has no event
+            while not so():
                 await asyncio.sleep(0.005)
 
     return wait

@@ -28,6 +28,8 @@ CREDIT = 512
 """Tokens a stream may be ahead of its reader."""
 
 _HEADER = struct.Struct(">I")
+_UNREADABLE = (msgspec.MsgspecError, ModeldError, ValueError, OverflowError, RecursionError)
+"""What decoding raises; msgspec lets the UnicodeDecodeError of a tag through."""
 
 
 class Load(Struct, frozen=True, tag="load"):
@@ -276,7 +278,7 @@ def decode_result(raw: msgspec.Raw, type_: type[T]) -> T:
     """
     try:
         return msgspec.msgpack.decode(raw, type=type_)
-    except (msgspec.MsgspecError, ModeldError) as error:
+    except _UNREADABLE as error:
         raise EngineProtocolError(f"the engine's result is not a {type_.__name__}: {error}") from error
 
 
@@ -313,7 +315,7 @@ class FrameReader:
             try:
                 # A copy: the result of Done goes on pointing into the bytes it was decoded from.
                 frames.append(self._decoder.decode(bytes(buffer[start + _HEADER.size : end])))
-            except (msgspec.MsgspecError, ModeldError, RecursionError) as error:
+            except _UNREADABLE as error:
                 raise EngineProtocolError(f"a frame of {size} bytes cannot be understood: {error}") from error
             start = end
         if start:

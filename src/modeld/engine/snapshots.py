@@ -107,6 +107,6 @@ def read_snapshot(path: str, digest: str) -> tuple[SavedSession, bytes]:
     (size,) = _LENGTH.unpack_from(data, len(MAGIC))
     try:
         saved = msgspec.msgpack.decode(data[start : start + size], type=SavedSession)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError) as error:
         raise ManifestMismatchError(f"snapshot {digest[:16]} cannot be read: {error}", field="header") from error
     return saved, data[start + size :]

@@ -107,7 +107,7 @@ class DecodeOptions(Struct, frozen=True, omit_defaults=True, kw_only=True):
                 raise InvalidRequestError(f"{name} must be {rule}, not {getattr(self, name)!r}", parameter=name)
 
 
-class Usage(Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Usage(Struct, frozen=True, kw_only=True):
     """Tokens of one call. ``None`` means unknown, which is not 0.
 
     :param input: tokens the model saw, cached ones included.
@@ -140,7 +140,7 @@ ReuseReason = Literal[
 """Why reuse stopped where it did. ``evicted``, ``unloaded`` and ``engine_lost``: the KV was gone, not different."""
 
 
-class ReuseStop(Struct, frozen=True, omit_defaults=True, kw_only=True):
+class ReuseStop(Struct, frozen=True, kw_only=True):
     """Where and why reuse of a session's tape stopped.
 
     :param token: index of the first token that could not be reused.
@@ -158,7 +158,7 @@ class ReuseStop(Struct, frozen=True, omit_defaults=True, kw_only=True):
     detail: str = ""
 
 
-class Receipt(Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Receipt(Struct, frozen=True, kw_only=True):
     """What a call cost, in tokens. ``reused + restored + prefilled`` is the whole input.
 
     :param prefilled: computed by this call (at least 1 where logits were needed).

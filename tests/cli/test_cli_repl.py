@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import stat
 import subprocess
+import time
 
 import pytest
 
-from .conftest import CommandLine
+from .conftest import CommandLine, Terminal
 
 pytestmark = pytest.mark.usefixtures("node")
 
 
 def receipts(err: str) -> list[str]:
     return [line for line in err.splitlines() if " tokens in (" in line]
+
+
+def ctrl_c_at_rest(terminal: Terminal) -> None:
+    """Python's readline takes a signal only while it waits for a key: a sooner one counts with the next key."""
+    time.sleep(0.3)
+    terminal.type("\x03")
 
 
 def test_lines_of_a_pipe_are_turns_of_one_conversation(command: CommandLine) -> None:
@@ -97,17 +104,16 @@ def test_ctrl_c_at_the_prompt_clears_the_line_and_twice_leaves(command: CommandL
     terminal.expect(">>> ")
     terminal.type("not this")
     terminal.expect("not this")
-    terminal.type("\x03")
+    ctrl_c_at_rest(terminal)
     terminal.expect("leaves")
     terminal.expect(">>> ")
     terminal.type("but this\n")
     terminal.expect("but this #")
     for typed in ("once", "twice"):
         terminal.expect(">>> ")
-        # Its echo shows that readline waits for keys: before that it would take ctrl-C only with the next one.
         terminal.type(typed)
         terminal.expect(typed)
-        terminal.type("\x03")
+        ctrl_c_at_rest(terminal)
     assert terminal.end() == 0
     assert command("ps", "--json").json["sessions"][0]["tape"] < 60
 

@@ -138,6 +138,21 @@ def test_ctrl_c_cancels_the_answer_and_exits_130(command: CommandLine, node: sub
     assert node.poll() is None
 
 
+def test_a_second_ctrl_c_leaves_a_node_that_hangs(command: CommandLine, node: subprocess.Popen[bytes]) -> None:
+    child = command.start("run", "fake:delay=0.01", "!count 2000")
+    assert child.stdout is not None
+    child.stdout.read(4)
+    node.send_signal(signal.SIGSTOP)
+    try:
+        child.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(0.5)
+        child.send_signal(signal.SIGINT)
+        assert command.finish(child).code == 130
+    finally:
+        node.send_signal(signal.SIGCONT)
+
+
 @pytest.mark.usefixtures("node")
 def test_ctrl_c_while_it_waits_for_the_engine_exits_130(command: CommandLine) -> None:
     # Half a minute of prefill.

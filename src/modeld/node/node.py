@@ -111,7 +111,7 @@ class Node:
         if here and resident is not None:
             plan = resident.plan
         else:
-            plan = self._plan(want, await self._known_devices(model.type))
+            plan = await self._plan(want, await self._known_devices(model.type))
         header = model.header
         template = header.chat_template if header else ""
         return ModelDescription(
@@ -302,10 +302,13 @@ class Node:
 
     async def _resolve(self, ref: ModelRef | str) -> ResolvedModel:
         named = ModelRef(ref) if isinstance(ref, str) else ref
-        if named.path:
+        return await asyncio.to_thread(self._find, named)
+
+    def _find(self, ref: ModelRef) -> ResolvedModel:
+        if ref.path:
             # A relative path is one of this process; clients elsewhere send absolute ones.
-            named = msgspec.structs.replace(named, path=os.path.abspath(named.path))
-        return await asyncio.to_thread(self.store.resolve, named)
+            ref = msgspec.structs.replace(ref, path=os.path.abspath(ref.path))
+        return self.store.resolve(ref)
 
     async def _want(self, ref: ModelRef | str, config: SessionConfig) -> Want:
         return Want(await self._resolve(ref), config.context, config.kv_type)
@@ -315,7 +318,7 @@ class Node:
         try:
             hello = await engine.hello
             self._devices = hello.devices
-            plan = self._plan(want, hello.devices)
+            plan = await self._plan(want, hello.devices)
             require(plan)
             ready = await engine.load(
                 Load(
@@ -335,11 +338,11 @@ class Node:
             raise
         return Residency(want.model, plan, ready, hello, engine, generation)
 
-    def _plan(self, want: Want, devices: tuple[Device, ...]) -> Plan:
+    async def _plan(self, want: Want, devices: tuple[Device, ...]) -> Plan:
         if want.model.header is None:
             return _fake_plan(want)
         device = max(devices, key=lambda device: device.free, default=None)
-        memory = MemoryState(device.free, device.total) if device is not None else free_memory()
+        memory = MemoryState(device.free, device.total) if device is not None else await asyncio.to_thread(free_memory)
         resident = self._slot.resident
         return make_plan(
             want.model.header,

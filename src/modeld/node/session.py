@@ -106,7 +106,7 @@ class NodeSession:
         """See :meth:`modeld.session.Session.snapshot`."""
         self._require_open()
         async with self._node.bound(self._handle) as bound:
-            draft = self._node.snapshots.draft()
+            draft = await asyncio.to_thread(self._node.snapshots.draft)
             request = Snapshot(self._id(bound), bound.record.key, str(draft))
             info = await bound.residency.engine.call(request, SnapshotInfo)
             await asyncio.to_thread(self._node.snapshots.publish, draft, info.id)
@@ -115,7 +115,7 @@ class NodeSession:
     async def restore(self, snapshot_id: str) -> PrefixStatus:
         """See :meth:`modeld.session.Session.restore`."""
         self._require_open()
-        path = self._node.snapshots.find(snapshot_id)
+        path = await asyncio.to_thread(self._node.snapshots.find, snapshot_id)
         async with self._node.bound(self._handle) as bound:
             request = Restore(self._id(bound), bound.record.key, str(path), snapshot_id)
             return self._follow(bound, await bound.residency.engine.call(request, PrefixStatus))

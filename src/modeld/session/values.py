@@ -87,7 +87,7 @@ class SessionHandle(Struct, frozen=True, omit_defaults=True, kw_only=True):
     epoch: int = 0
 
 
-class Plan(Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Plan(Struct, frozen=True, kw_only=True):
     """The capacity planner's answer, with its arithmetic. All sizes are bytes.
 
     ``required = weights + kv + overhead``; ``usable = free - reserve``; it fits when ``required <= usable``.
@@ -116,7 +116,7 @@ class Plan(Struct, frozen=True, omit_defaults=True, kw_only=True):
     alternatives: tuple[str, ...] = ()
 
 
-class ModelDescription(Struct, frozen=True, omit_defaults=True, kw_only=True):
+class ModelDescription(Struct, frozen=True, kw_only=True):
     """What a model is and how it would run here, read without loading it.
 
     :param context_length: the window it was trained for, in tokens.
@@ -141,7 +141,7 @@ class ModelDescription(Struct, frozen=True, omit_defaults=True, kw_only=True):
     plan: Plan
 
 
-class InstalledModel(Struct, frozen=True, omit_defaults=True, kw_only=True):
+class InstalledModel(Struct, frozen=True, kw_only=True):
     """A model that the node can name. ``error`` says why a file cannot be served."""
 
     name: str
@@ -154,7 +154,7 @@ class InstalledModel(Struct, frozen=True, omit_defaults=True, kw_only=True):
     error: str = ""
 
 
-class EngineStatus(Struct, frozen=True, omit_defaults=True, kw_only=True):
+class EngineStatus(Struct, frozen=True, kw_only=True):
     """The engine process."""
 
     pid: int
@@ -163,7 +163,7 @@ class EngineStatus(Struct, frozen=True, omit_defaults=True, kw_only=True):
     rss: int = 0
 
 
-class NodeStatus(Struct, frozen=True, omit_defaults=True, kw_only=True):
+class NodeStatus(Struct, frozen=True, kw_only=True):
     """The node, readable at any time, during loads and decodes too.
 
     :param generation: grows at each load. :param idle_ttl: seconds without use until the engine exits; 0 never.
@@ -192,7 +192,7 @@ class NodeStatus(Struct, frozen=True, omit_defaults=True, kw_only=True):
     last_error: str = ""
 
 
-class SessionInfo(Struct, frozen=True, omit_defaults=True, kw_only=True):
+class SessionInfo(Struct, frozen=True, kw_only=True):
     """A session as ``ps`` shows it.
 
     :param tape: tokens of its conversation. :param hot: tokens whose KV the engine holds now.
@@ -249,7 +249,7 @@ class SnapshotInfo(Struct, frozen=True, kw_only=True):
     tape_hash: str
 
 
-class ContextReport(Struct, frozen=True, omit_defaults=True, kw_only=True):
+class ContextReport(Struct, frozen=True, kw_only=True):
     """What ``explain`` tells: the session's context, its identity, and what it cost so far."""
 
     workspace: str

@@ -6,7 +6,7 @@ import ctypes
 import hashlib
 import os
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from modeld.engine.protocol import Device, Load
 from modeld.errors import CapacityError, MissingDependencyError, ModelLoadError
@@ -27,6 +27,9 @@ _LOG_ERROR = 4
 class LlamaRuntime:
     """The native library in this process. There is one; it is never unloaded."""
 
+    # The library goes on logging when this object is gone: what it calls must live as long as the process.
+    _callbacks: ClassVar[list[Any]] = []
+
     def __init__(self) -> None:
         try:
             import llama_cpp
@@ -38,9 +41,9 @@ class LlamaRuntime:
             ) from error
         self.native: Any = native
         self._log: deque[str] = deque(maxlen=20)
-        # The callback object must live as long as the library may log.
-        self._log_callback = native.llama_log_callback(self._take_log)
-        native.llama_log_set(self._log_callback, None)
+        callback = native.llama_log_callback(self._take_log)
+        self._callbacks.append(callback)
+        native.llama_log_set(callback, None)
         native.llama_backend_init()
         info = hashlib.sha256(native.llama_print_system_info()).hexdigest()[:12]
         self.build = f"llama-cpp-python {llama_cpp.__version__} {info}"

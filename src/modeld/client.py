@@ -57,7 +57,8 @@ def available() -> bool:
 def backend() -> str:
     """Engine of the node that owns the data root, from its record alone.
 
-    ``llama``, ``openvino``, ...; ``none``: it has loaded nothing yet; ``""``: nobody owns the data root.
+    ``llama``, ``openvino``, ...: the resident or last loaded one, or the first it can serve; ``none``: it can serve
+    nothing; ``""``: nobody owns the data root.
     """
     seen = probe(_root(None))
     return seen.record.backend if seen.state == "running" and seen.record is not None else ""
@@ -181,7 +182,8 @@ async def _connect_or_start(root: Path, seconds: float) -> Client:
                     if child is None or child.returncode == _OWNER_HELD:
                         child = await asyncio.to_thread(_spawn, root)
                 if child is not None and child.poll() not in (None, _OWNER_HELD):
-                    raise ModeldError(_ended(root, child.returncode), exit_status=child.returncode)
+                    message = await asyncio.to_thread(_ended, root, child.returncode)
+                    raise ModeldError(message, exit_status=child.returncode)
                 await asyncio.sleep(_POLL_SECONDS)
     except TimeoutError:
         if last is not None:

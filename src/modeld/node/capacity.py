@@ -111,12 +111,12 @@ def overhead_bytes(header: GGUFHeader, cells: int, sequences: int) -> int:
     """Upper estimate of what the engine process needs besides weights and KV.
 
     The parts: the process itself (Python and the libraries: 21 MiB measured); llama.cpp's vocabulary; an output row of
-    logits for each sequence and one more; the state of recurrent layers for each sequence (``n_embd_r`` and ``n_embd_s`` of
-    llama.cpp, 32 bit, as if every layer were recurrent); and the compute buffer for a batch of 512. That is the larger
-    of the logits and the attention masks, which are not alive together, plus the activations of one layer; the engine
-    asks for no more rows of logits than there are sequences (``n_outputs_max``). Against the sizes that llama.cpp prints
-    (binding 0.3.36, processor, 32,768 cells) it is estimated at 38 MiB for tiny (36 printed), 56 for the 90m shape (49)
-    and 80 for the 0.6b shape (60). Where flash attention is impossible
+    logits for each sequence and one more; the state of recurrent layers for each sequence (``n_embd_r`` and
+    ``n_embd_s`` of llama.cpp, 32 bit, as if every layer were recurrent); and the compute buffer for a batch of 512.
+    That is the larger of the logits and the attention masks, which are not alive together, plus the activations of one
+    layer; the engine asks for no more rows of logits than there are sequences (``n_outputs_max``). Against the sizes
+    that llama.cpp prints (binding 0.3.36, processor, 32,768 cells) it is estimated at 38 MiB for tiny (36 printed), 56
+    for the 90m shape (49) and 80 for the 0.6b shape (60). Where flash attention is impossible
     (grok), the attention scores are counted in full.
     """
     cells = padded(cells)

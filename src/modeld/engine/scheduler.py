@@ -47,8 +47,8 @@ from modeld.types import EndPart, FinishReason, ProgressPart
 FLUSH_SECONDS = 0.030
 """A stream's frame waits this long for more tokens; the first one does not wait.
 
-Node and client need the processor for each frame. On two cores that also compute the model, 100 frames a second cost 9 %
-of the 90m shape's decode rate and 33 cost less than 1 %.
+Node and client need the processor for each frame. On two cores that also compute the model, 100 frames a second cost
+9 % of the 90m shape's decode rate and 33 cost less than 1 %.
 """
 
 STALL_SECONDS = 0.1

@@ -13,6 +13,11 @@
     │   ├── NodeUnreachableError    unreachable            an owner lives, but nobody matching answers
     │   ├── BackendMismatchError    backend_mismatch       the node cannot serve this type of model
     │   ├── OwnerHeldError          owner_held             another process owns the data root
+    │   ├── OwnerWedgedError        owner_wedged           the owner stands still and may not be ended from here
+    │   ├── DeviceBusyError         device_busy            a node of another data root holds the accelerator
+    │   ├── TokenMissingError       token_missing          TCP needs a token and the call has none
+    │   ├── TokenWrongError         token_wrong            the token is not this node's
+    │   ├── TLSRequiredError        tls_required           beyond loopback there is no plain TCP
     │   ├── LeaseLostError          lease_lost             this process stopped being the owner
     │   ├── NotOwnerError           not_owner              the process called is not the owner
     │   └── StaleEpochError         stale_epoch            the call was meant for an earlier owner
@@ -155,6 +160,43 @@ class OwnerHeldError(NodeError):
     pid: int
     endpoint: str
     epoch: int
+
+
+class OwnerWedgedError(NodeError):
+    """The owner's record stands still, and this process may not end it: ``pid`` and ``command`` name it."""
+
+    code = "owner_wedged"
+    exit_code = 3
+    pid: int
+    command: str
+
+
+class DeviceBusyError(NodeError):
+    """A node of another data root holds the accelerator."""
+
+    code = "device_busy"
+    retryable = True
+    device: str
+    pid: int
+    data_root: str
+
+
+class TokenMissingError(NodeError):
+    """Over TCP a call needs the node's token."""
+
+    code = "token_missing"
+
+
+class TokenWrongError(NodeError):
+    """The token is not this node's."""
+
+    code = "token_wrong"
+
+
+class TLSRequiredError(NodeError):
+    """Beyond loopback a node is reached by TLS only."""
+
+    code = "tls_required"
 
 
 class LeaseLostError(NodeError):

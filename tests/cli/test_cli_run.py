@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 
@@ -113,7 +114,7 @@ def test_an_engine_that_dies_is_a_typed_error_and_the_next_question_works(comman
 
 @pytest.mark.usefixtures("node")
 def test_stdin_that_is_no_text_is_an_error_and_changes_nothing(command: CommandLine) -> None:
-    program = f"printf '\\377' | {command.python} -m modeld run fake -"
+    program = f"printf '\\377' | {shlex.quote(command.python)} -m modeld run fake -"
     shell = subprocess.run(["sh", "-c", program], env=command.env, capture_output=True, timeout=60)
     assert shell.returncode == 1
     assert shell.stderr.startswith(b"modeld: stdin is not UTF-8")
@@ -187,7 +188,7 @@ def test_a_reader_that_leaves_ends_the_answer_quietly(command: CommandLine) -> N
 
 @pytest.mark.usefixtures("node")
 def test_head_takes_a_line_of_a_list_without_a_word_on_stderr(command: CommandLine) -> None:
-    program = f"{command.python} -m modeld ps --json | true"
+    program = f"{shlex.quote(command.python)} -m modeld ps --json | true"
     shell = subprocess.run(["sh", "-c", program], env=command.env, capture_output=True, timeout=60)
     assert shell.stderr == b""
 

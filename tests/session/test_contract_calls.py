@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -440,6 +441,15 @@ async def test_backend_that_the_node_does_not_serve(world: World) -> None:
         await world.service.open_session(ModelRef("tiny", type="openvino"))
     assert caught.value.wanted == "openvino"
     assert "llama" in caught.value.served
+
+
+async def test_file_of_a_backend_that_the_node_does_not_serve(world: World, tmp_path: Path) -> None:
+    (tmp_path / "openvino_model.xml").write_text("<net/>")
+    for path in (tmp_path, tmp_path / "openvino_model.xml"):
+        for type_ in ("", "llama"):
+            with pytest.raises(BackendMismatchError) as caught:
+                await world.service.open_session(ModelRef(type=type_, path=str(path)))
+            assert caught.value.wanted == "openvino"
 
 
 async def test_bad_values_are_refused_before_anything_happens(world: World) -> None:

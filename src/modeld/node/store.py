@@ -131,16 +131,18 @@ class ModelStore:
 
         ``ref.path`` is a hint: where it is no file and ``ref`` has a name, the installed model of that name is taken.
 
-        :raises BackendMismatchError: ``ref.type`` is not served here. No file was read.
+        :raises BackendMismatchError: ``ref.type``, or the type that the files at ``ref.path`` are of, is not served
+            here. No file was read.
         :raises ModelNotFoundError: no such model or file.
         :raises InvalidModelError: the file is not a model that can be read safely, or it changed meanwhile.
         :raises DigestMismatchError: the file is not the one that ``ref`` names.
         :raises InvalidRequestError: a name that is no name, or a relative path.
         """
         served = ["llama", "fake"] if self._allow_fake else ["llama"]
-        if ref.type not in ("", "local", *served):
-            message = f"This node serves models of type {' and '.join(served)}, not {ref.type}."
-            raise BackendMismatchError(message, wanted=ref.type, served=served)
+        wanted = ref.type if ref.type not in ("", "local", *served) else _foreign_type(Path(ref.path))
+        if wanted:
+            message = f"This node serves models of type {' and '.join(served)}, not {wanted}."
+            raise BackendMismatchError(message, wanted=wanted, served=served)
         fake = self._allow_fake and ref.type in ("", "fake") and ref.name.startswith("fake") and not ref.path
         if ref.type == "fake" and not fake:
             raise self._not_found("A fake model has no path and a name that begins with fake.", ref.name)
@@ -274,6 +276,12 @@ class ModelStore:
                 _remember(self._digests, str(path), _Digest(stamp, digest))
                 _save(self._cache_path, self._digests)
         return digest
+
+
+def _foreign_type(path: Path) -> str:
+    """The type of a model that is plainly not a GGUF: OpenVINO's is a folder with ``openvino_model.xml``."""
+    folder = path if path.suffix != ".xml" else path.parent
+    return "openvino" if path.parts and (folder / "openvino_model.xml").is_file() else ""
 
 
 def bundled_path() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from modeld.engine.backend import Slice, StepResult
 from modeld.engine.fake.backend import FakeBackend
 from modeld.engine.job import Job

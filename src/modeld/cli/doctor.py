@@ -26,7 +26,7 @@ _LOW_MEMORY: Final = 2**30
 _LLAMA_PROGRAM: Final = """
 import sys
 import msgspec
-from modeld.engine.backend import load_runtime
+from modeld.engine.runtimes import load_runtime
 from modeld.errors import ModeldError
 try:
     runtime = load_runtime("llama")

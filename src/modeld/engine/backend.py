@@ -1,7 +1,7 @@
 """The seam between the scheduler and whatever computes: what an engine must be able to do.
 
 A backend holds KV for *sequences*, small integers that the scheduler hands out. It is used by one thread. A new engine
-is one class that satisfies :class:`Backend`, and an entry in :func:`load_runtime`.
+is one class that satisfies :class:`Backend`, and an entry in :func:`modeld.engine.runtimes.load_runtime`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Protocol
 from msgspec import Struct
 
 from modeld.engine.protocol import Device, Load
-from modeld.errors import NotSupportedError
 from modeld.types import DecodeOptions
 
 
@@ -126,20 +125,3 @@ class Runtime(Protocol):
         :raises ModelLoadError: it could not be loaded.
         """
         ...
-
-
-def load_runtime(name: str) -> Runtime:
-    """The runtime of a backend by name. Importing it is what makes the process native.
-
-    :raises NotSupportedError: no such backend.
-    :raises MissingDependencyError: its packages are not installed.
-    """
-    if name == "fake":
-        from modeld.engine.fake.backend import FakeRuntime
-
-        return FakeRuntime()
-    if name == "llama":
-        from modeld.engine.llama.runtime import LlamaRuntime
-
-        return LlamaRuntime()
-    raise NotSupportedError(f"there is no engine {name!r}; there are llama and fake", feature=name)

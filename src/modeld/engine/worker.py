@@ -20,10 +20,11 @@ import time
 from collections.abc import Callable
 
 from modeld.chat.template import ChatTemplate
-from modeld.engine.backend import Backend, Runtime, load_runtime
+from modeld.engine.backend import Backend, Runtime
 from modeld.engine.control import Control
 from modeld.engine.prompts import Prompts
 from modeld.engine.protocol import Cancel, Failed, FrameReader, Hello, Load, Ready, Reply, Request, encode
+from modeld.engine.runtimes import load_runtime
 from modeld.engine.scheduler import Scheduler
 from modeld.errors import EngineProtocolError, ModelBusyError, ModeldError
 from modeld.session.manifest import Manifest

@@ -1,6 +1,6 @@
-"""Soak with faults: many sessions on one node while engines are killed and answers are cancelled.
+"""Soak with faults: many sessions on one node while engines are killed and answers are cancelled; owners that end.
 
-    .venv/bin/python scripts/long.py [--minutes 20] [--seed N]
+    .venv/bin/python scripts/long.py [--minutes 20] [--rounds 200] [--seed N]
 
 Writes what it found to ``docs/long-run.md`` and exits 1 when something was found that must not be: an untyped error, a
 typed one that no fault explains, answers that went wrong, or a node whose memory grows.
@@ -24,6 +24,7 @@ from pathlib import Path
 
 import modeld
 from modeld.types import DecodeOptions, Message
+from takeover import Takeovers, takeovers
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "long-run.md"
 WORDS = ("river", "stone", "lotus", "amber", "copper", "kite", "maple", "silver")
@@ -140,10 +141,11 @@ class Soak:
                 self.note(f"the node grew from {early / 2**20:.0f} to {late / 2**20:.0f} MiB")
 
 
-def report(soak: Soak, minutes: float, seed: int) -> str:
+def report(soak: Soak, ownership: Takeovers, minutes: float, seed: int) -> str:
     """The page."""
     counts = [f"| {name} | {count:,} |" for name, count in sorted(soak.counts.items())]
     errors = [f"| error `{code}` | {count:,} |" for code, count in sorted(soak.errors.items())]
+    found = [*soak.found, *ownership.found]
     memory = f"{min(soak.rss) / 2**20:.0f} to {max(soak.rss) / 2**20:.0f} MiB" if soak.rss else "not seen"
     return "\n".join(
         [
@@ -159,8 +161,10 @@ def report(soak: Soak, minutes: float, seed: int) -> str:
             *errors,
             f"| memory of the node | {memory} |",
             "",
-            "Findings:" if soak.found else "No findings.",
-            *(f"- {text}" for text in soak.found),
+            *ownership.lines(),
+            "",
+            "Findings:" if found else "No findings.",
+            *(f"- {text}" for text in found),
             "",
         ]
     )
@@ -179,17 +183,19 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--rounds", type=int, default=200, help="owners that are killed or stopped")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     args = parser.parse_args()
+    ownership = takeovers(args.rounds, args.seed)
     with tempfile.TemporaryDirectory(prefix="modeld-long-") as root:
         try:
             run = asyncio.run(soak(root, args.seed, args.minutes))
         finally:
             subprocess.run([Path(sys.executable).with_name("modeld"), "stop", "--data-root", root], check=False)
-    page = report(run, args.minutes, args.seed)
+    page = report(run, ownership, args.minutes, args.seed)
     PAGE.write_text(page)
     print(page)
-    return 1 if run.found else 0
+    return 1 if run.found or ownership.found else 0
 
 
 if __name__ == "__main__":

@@ -155,7 +155,8 @@ async def test_a_node_that_hangs_is_unreachable(node) -> None:
 async def test_sessions_of_one_loop_share_a_connection_until_the_owner_changes(node, tmp_path) -> None:
     first = await modeld.open_session("tiny")
     second = await modeld.open_session("tiny")
-    assert first._wire is second._wire
+    assert first._route is second._route
+    before = first._route.node
     assert (await modeld.describe("tiny")).name == "tiny"
     with pytest.raises(ModelNotFoundError):
         await modeld.open_session("missing")
@@ -164,8 +165,10 @@ async def test_sessions_of_one_loop_share_a_connection_until_the_owner_changes(n
     successor = await asyncio.to_thread(start_node, tmp_path / "root")
     try:
         third = await modeld.open_session("tiny")
-        assert third._wire is not first._wire
-        assert (await third.turn(HELLO).join()).text == "tobeornot"
+        assert first._route.node is not before
+        assert third.handle.epoch == first.handle.epoch + 1
+        for session in (third, first):
+            assert (await session.turn(HELLO).join()).text == "tobeornot"
     finally:
         successor.kill()
         successor.wait()

@@ -74,7 +74,7 @@ if TYPE_CHECKING:
         SuffixStatus,
     )
     from modeld.thinking import ThinkLevel, parse_think
-    from modeld.transport.grpc.client import RemoteNode as Client
+    from modeld.transport.leader import LeaderNode as Client
     from modeld.types import (
         DecodeOptions,
         EndPart,
@@ -302,7 +302,7 @@ _MODULES: Final = {
 """Public names by the module that defines them."""
 
 _LAZY: Final = {name: (module, name) for module, names in _MODULES.items() for name in names} | {
-    "Client": ("modeld.transport.grpc.client", "RemoteNode"),
+    "Client": ("modeld.transport.leader", "LeaderNode"),
     "sync": ("modeld.sync", ""),
 }
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
@@ -21,19 +24,20 @@ from modeld.errors import (
     ModeldError,
     NodeNotRunningError,
     NodeStaleError,
-    NodeUnreachableError,
 )
-from modeld.node.record import OwnerRecord, default_data_root, probe, require_running
+from modeld.node.record import OwnerRecord, default_data_root, probe
 from modeld.session.values import ModelDescription, ModelRef, SessionConfig
 
 if TYPE_CHECKING:
-    from modeld.transport.grpc.client import RemoteNode as Client
-    from modeld.transport.grpc.client import RemoteSession
+    from modeld.transport.leader import LeaderNode as Client
+    from modeld.transport.leader import LeaderSession
 
 DataRoot = str | os.PathLike[str]
 
 _HELLO_SECONDS: Final = 10.0
-_POLL_SECONDS: Final = 0.05
+_POLL_SECONDS: Final = 0.02
+_START_SECONDS: Final = 20.0
+_START_LOCK: Final = "start.lock"
 _OWNER_HELD: Final = 3
 """Exit code of ``modeld serve`` when another process owns the data root."""
 
@@ -72,6 +76,9 @@ async def connect(
 ) -> Client:
     """Connect to the node of ``data_root``, and prove that it is the one its record names.
 
+    The client follows the data root's owner: see :class:`modeld.transport.leader.LeaderNode`. With ``start`` it also
+    starts another node should that one end while the client is used.
+
     :param start: where no node runs, start one in the background and wait for it. It outlives this process.
     :param timeout: seconds for all of it.
     :raises NodeNotRunningError: nobody owns the data root.
@@ -81,7 +88,7 @@ async def connect(
     :raises ModeldError: the node that was started ended at once; the message has the end of its log.
     """
     root = _root(data_root)
-    return await (_connect_or_start(root, timeout) if start else _connect_running(root, timeout))
+    return await _connected(root, timeout, start=start)
 
 
 async def describe(ref: ModelRef | str, config: SessionConfig | None = None) -> ModelDescription:
@@ -92,10 +99,10 @@ async def describe(ref: ModelRef | str, config: SessionConfig | None = None) -> 
     return await (await _shared_client()).describe(ref, config)
 
 
-async def open_session(ref: ModelRef | str, config: SessionConfig | None = None) -> RemoteSession:
+async def open_session(ref: ModelRef | str, config: SessionConfig | None = None) -> LeaderSession:
     """Open a session on the node of the data root. No node is started.
 
-    The connection is one per event loop and data root, made again when another node took over.
+    The client is one per event loop and data root, and follows its owner.
 
     :raises NodeError: as :func:`connect`; ``backend_mismatch`` where the node cannot serve this type of model.
     :raises ModelError: as the node says.
@@ -113,41 +120,18 @@ def _absolute(path: DataRoot) -> Path:
     return Path(path).expanduser().absolute()
 
 
-async def _connect_running(root: Path, seconds: float) -> Client:
-    return await _dial(await asyncio.to_thread(require_running, root), seconds)
-
-
-async def _dial(record: OwnerRecord, seconds: float) -> Client:
-    from modeld.transport.grpc.client import RemoteNode
-
-    client = RemoteNode(record.endpoint, record)
-    try:
-        await client.prove(seconds)
-    except BaseException:
-        await client.aclose()
-        raise
-    return client
-
-
 class _Connections:
-    """The connections of one event loop, by data root."""
+    """The clients of one event loop, by data root. Each follows its root's owner by itself."""
 
     def __init__(self) -> None:
-        self._dialing = asyncio.Lock()
+        self._connecting = asyncio.Lock()
         self._clients: dict[Path, Client] = {}
 
     async def get(self, root: Path) -> Client:
-        async with self._dialing:
-            record = await asyncio.to_thread(require_running, root)
+        async with self._connecting:
             client = self._clients.get(root)
-            if client is not None:
-                known = client.record
-                if (known.instance_id, known.epoch) == (record.instance_id, record.epoch):
-                    return client
-                # What still runs there belongs to an owner of the past.
-                del self._clients[root]
-                await client.aclose()
-            client = self._clients[root] = await _dial(record, _HELLO_SECONDS)
+            if client is None:
+                client = self._clients[root] = await _connected(root, _HELLO_SECONDS)
             return client
 
 
@@ -162,45 +146,102 @@ async def _shared_client() -> Client:
     return await connections.get(_root(None))
 
 
-async def _connect_or_start(root: Path, seconds: float) -> Client:
-    """Connect, start a node where none runs, and try again until one answers. Of several starters one node wins."""
-    child: subprocess.Popen[bytes] | None = None
-    last: NodeUnreachableError | None = None
+async def _connected(root: Path, seconds: float, *, start: bool = False) -> Client:
+    from modeld.transport.leader import PATIENCE, LeaderNode
+
+    # Starting a process takes longer than waiting for one that takes over.
+    starter, patience = (_Starter(root), max(seconds, PATIENCE)) if start else (None, PATIENCE)
+    client = LeaderNode(root, patience=patience, starter=starter)
     try:
-        async with asyncio.timeout(seconds):
-            while True:
-                try:
-                    client = await _connect_running(root, _HELLO_SECONDS)
-                    if child is not None and child.pid != client.record.pid:
-                        # Somebody else's won. Ours would give up too, or take over should that one end right now.
-                        child.terminate()
-                    return client
-                except NodeUnreachableError as error:
-                    last = error  # it is starting, or taking over
-                except (NodeNotRunningError, NodeStaleError):
-                    last = None
-                    if child is None or child.returncode == _OWNER_HELD:
-                        child = await asyncio.to_thread(_spawn, root)
-                if child is not None and child.poll() not in (None, _OWNER_HELD):
-                    message = await asyncio.to_thread(_ended, root, child.returncode)
-                    raise ModeldError(message, exit_status=child.returncode)
-                await asyncio.sleep(_POLL_SECONDS)
-    except TimeoutError:
-        if last is not None:
-            raise last from None
+        await client.connect(seconds)
+    except (NodeNotRunningError, NodeStaleError) as error:
+        if not start:
+            raise
         raise DeadlineExceededError(
             f"the node of {str(root)!r} was not up within {seconds:g} s; its log is {_log_path(root)}"
-        ) from None
+        ) from error
+    except BaseException:
+        await client.aclose()
+        raise
+    return client
+
+
+class _Starter:
+    """Starts a node of ``root`` in the background. Of several starters, in any process, one does, the rest wait.
+
+    The file lock only saves work: should two nodes be started nevertheless, one becomes the owner and the other ends.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._thread: threading.Thread | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._failure: OSError | None = None
+
+    async def start(self) -> None:
+        """Start a node, unless one that was started is on its way.
+
+        :raises ModeldError: it ended at once. :raises OSError: it could not be started.
+        """
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+        child = self._child
+        if child is not None and child.returncode not in (None, _OWNER_HELD):
+            self._child = None
+            raise ModeldError(
+                await asyncio.to_thread(_ended, self._root, child.returncode), exit_status=child.returncode
+            )
+        if self._thread is None or not self._thread.is_alive():
+            # A thread of its own: who gives up does not wait for it.
+            self._thread = threading.Thread(target=self._run, name="modeld node starter", daemon=True)
+            self._thread.start()
+
+    def won(self, record: OwnerRecord) -> None:
+        """This owner answers. Was ours not the one, it ends: it gives up anyway, or takes over should that one end."""
+        child, self._child = self._child, None
+        if child is not None and child.pid != record.pid:
+            child.terminate()
+
+    def _run(self) -> None:
+        try:
+            with _start_lock(self._root) as mine:
+                if not mine or probe(self._root).state == "running":
+                    return
+                child = self._child = _spawn(self._root)
+                end = time.monotonic() + _START_SECONDS
+                while child.poll() is None and probe(self._root).state != "running" and time.monotonic() < end:
+                    time.sleep(_POLL_SECONDS)
+        except OSError as error:
+            self._failure = error
+        else:
+            # Somebody must wait for it, or it stays a zombie while this process lives.
+            child.wait()
+
+
+@contextlib.contextmanager
+def _start_lock(root: Path) -> Iterator[bool]:
+    """Whether nobody else starts a node of ``root`` now; the kernel frees it with its holder."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(root / _START_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        mine = True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            mine = False
+        yield mine
+    finally:
+        os.close(fd)
 
 
 def _spawn(root: Path) -> subprocess.Popen[bytes]:
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
     environment = dict(os.environ)
     if path := environment.get("PYTHONPATH"):
         environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in path.split(os.pathsep) if entry)
     log = os.open(_log_path(root), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        child = subprocess.Popen(
+        return subprocess.Popen(
             _command(root),
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -212,9 +253,6 @@ def _spawn(root: Path) -> subprocess.Popen[bytes]:
         )
     finally:
         os.close(log)
-    # Somebody must wait for it, or it stays a zombie while this process lives.
-    threading.Thread(target=child.wait, name="modeld node reaper", daemon=True).start()
-    return child
 
 
 def _command(root: Path) -> list[str]:

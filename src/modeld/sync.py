@@ -27,8 +27,8 @@ from modeld.types import StreamPart
 
 if TYPE_CHECKING:
     from modeld.node.record import OwnerRecord
-    from modeld.transport.grpc.client import RemoteNode, RemoteSession
-    from modeld.transport.grpc.stream import RemoteStream
+    from modeld.transport.leader import LeaderNode, LeaderSession
+    from modeld.transport.leader_stream import LeaderStream
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -83,9 +83,9 @@ def _streaming(
 class SyncStream(_Facade):
     """See :class:`modeld.session.PartStream`. Leaving the ``with`` block before the end cancels the work."""
 
-    _inner: RemoteStream
+    _inner: LeaderStream
 
-    def __init__(self, portal: BlockingPortal, inner: RemoteStream) -> None:
+    def __init__(self, portal: BlockingPortal, inner: LeaderStream) -> None:
         super().__init__(portal, inner)
         self._ready: deque[StreamPart] = deque()
 
@@ -120,7 +120,7 @@ class SyncStream(_Facade):
 class SyncSession(_Facade):
     """See :class:`modeld.session.Session`."""
 
-    _inner: RemoteSession
+    _inner: LeaderSession
 
     @property
     def handle(self) -> SessionHandle:
@@ -141,9 +141,9 @@ class SyncSession(_Facade):
 class SyncClient(_Facade):
     """See :class:`modeld.session.ModelService`. Close it: it owns a connection and a thread."""
 
-    _inner: RemoteNode
+    _inner: LeaderNode
 
-    def __init__(self, portal: BlockingPortal, inner: RemoteNode, resources: contextlib.ExitStack) -> None:
+    def __init__(self, portal: BlockingPortal, inner: LeaderNode, resources: contextlib.ExitStack) -> None:
         super().__init__(portal, inner)
         self._resources = resources
 
@@ -181,7 +181,7 @@ class SyncClient(_Facade):
         self.close()
 
 
-def _connecting(function: Callable[P, Awaitable[RemoteNode]]) -> Callable[P, SyncClient]:
+def _connecting(function: Callable[P, Awaitable[LeaderNode]]) -> Callable[P, SyncClient]:
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> SyncClient:
         with contextlib.ExitStack() as stack:

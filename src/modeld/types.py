@@ -70,7 +70,7 @@ class DecodeOptions(Struct, frozen=True, omit_defaults=True, kw_only=True):
     :param top_k: 0 is off. :param top_p: 1 is off. :param min_p: 0 is off.
     :param repeat_penalty: 1 is off; looks back ``penalty_last_n`` tokens, prompt included.
     :param seed: 0 to 2**32 - 2; ``None`` is random, and the end part reports the seed that was drawn.
-    :param stop: strings that end the answer; they are not part of it.
+    :param stop: a tuple of strings that end the answer; they are not part of it.
     :param ignore_eos: go on after the model's own end; for benchmarks.
     :raises InvalidRequestError: a value outside its range.
     """
@@ -100,11 +100,15 @@ class DecodeOptions(Struct, frozen=True, omit_defaults=True, kw_only=True):
             ("presence_penalty", math.isfinite(self.presence_penalty), "a finite number"),
             ("penalty_last_n", 0 <= self.penalty_last_n <= 2**20, "between 0 and 1048576"),
             ("seed", self.seed is None or 0 <= self.seed <= 2**32 - 2, "between 0 and 4294967294, or None"),
-            ("stop", len(self.stop) <= 64 and all(self.stop), "at most 64 strings, none empty"),
+            ("stop", _are_stops(self.stop), "at most 64 strings of 1 to 1000 characters"),
         )
         for name, fine, rule in checks:
             if not fine:
                 raise InvalidRequestError(f"{name} must be {rule}, not {getattr(self, name)!r}", parameter=name)
+
+
+def _are_stops(stop: object) -> bool:
+    return isinstance(stop, tuple) and len(stop) <= 64 and all(isinstance(s, str) and 0 < len(s) <= 1000 for s in stop)
 
 
 class Usage(Struct, frozen=True, kw_only=True):

@@ -15,7 +15,9 @@ from modeld.client import connect
 from modeld.node.node import Node, NodeConfig
 from modeld.session import ModelService, Session, SessionConfig
 from modeld.transport.grpc.client import RemoteNode
+from modeld.transport.grpc.options import Access
 from modeld.transport.host import HostConfig, hosted
+from modeld.transport.security import read_token
 from support.engines import ENGINES, EngineCase
 
 WAYS = ("in-process", "unix", "tcp")
@@ -70,5 +72,8 @@ async def make_world(stack: AsyncExitStack, engine: EngineCase, way: str, root: 
     if way == "unix":
         clients = [await stack.enter_async_context(await connect(root)) for _ in range(2)]
     else:
-        clients = [await stack.enter_async_context(RemoteNode(record.endpoints[1], record)) for _ in range(2)]
+        access = Access(token=read_token(root))
+        clients = [
+            await stack.enter_async_context(RemoteNode(record.endpoints[1], record, access=access)) for _ in range(2)
+        ]
     return World(engine, way, clients[0], clients[1], node, count())

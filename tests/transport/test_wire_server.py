@@ -18,14 +18,19 @@ from modeld.errors import (
     NodeError,
     NodeUnreachableError,
     StaleEpochError,
+    TLSRequiredError,
 )
 from modeld.session import ModelRef, SessionConfig
 from modeld.transport import methods
 from modeld.transport.convert import from_bytes, to_bytes
 from modeld.transport.grpc.client import RemoteNode
+from modeld.transport.grpc.options import Access
 from modeld.transport.grpc.server import GrpcServer
 from modeld.transport.methods import EPOCH_KEY, METHODS, HelloReply, HelloRequest
+from modeld.transport.security import Listener
 from modeld.types import Message
+
+TOKEN = "a-token-of-the-tests"
 
 pytestmark = pytest.mark.anyio
 
@@ -100,24 +105,25 @@ async def test_a_path_too_long_for_a_socket_is_refused(service, tmp_path):
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org", ""])
 async def test_tcp_beyond_loopback_is_refused(service, tmp_path, host):
-    with pytest.raises(InvalidRequestError, match="TLS"):
-        await another(service).start(tmp_path / "s", (host, 0))
+    with pytest.raises(TLSRequiredError):
+        await another(service).start(tmp_path / "s", Listener(host, 0, TOKEN))
     assert os.listdir(tmp_path) == []
 
 
 async def test_tcp_on_loopback_wants_an_epoch(service, tmp_path, record_of):
     server = another(service)
-    _, endpoint = await server.start(tmp_path / "s", ("127.0.0.1", 0))
-    async with RemoteNode(endpoint, record_of(endpoint, instance_id="0" * 32, epoch=1)) as node:
+    _, endpoint = await server.start(tmp_path / "s", Listener("127.0.0.1", 0, TOKEN))
+    access = Access(token=TOKEN)
+    async with RemoteNode(endpoint, record_of(endpoint, instance_id="0" * 32, epoch=1), access=access) as node:
         await node.prove(5)
         await node.unload()
     async with grpc.aio.insecure_channel(endpoint) as channel:
-        assert await channel.unary_unary("/modeld.v1.Node/Status")(b"")
+        assert await channel.unary_unary("/modeld.v1.Node/Status")(b"", metadata=access.metadata)
         with pytest.raises(grpc.aio.AioRpcError, match=EPOCH_KEY):
-            await channel.unary_unary("/modeld.v1.Node/Unload")(b"")
+            await channel.unary_unary("/modeld.v1.Node/Unload")(b"", metadata=access.metadata)
     taken = endpoint.rpartition(":")[2]
     with pytest.raises(InvalidRequestError):
-        await another(service).start(tmp_path / "t", ("127.0.0.1", int(taken)))
+        await another(service).start(tmp_path / "t", Listener("127.0.0.1", int(taken), TOKEN))
     await server.stop()
 
 

@@ -24,6 +24,7 @@ from modeld.types import (
 if TYPE_CHECKING:
     from modeld.cli.waiting import Waiting
     from modeld.transport.grpc.stream import RemoteStream
+    from modeld.transport.leader_stream import LeaderStream
 
 
 class Screen:
@@ -99,7 +100,7 @@ class Screen:
 class _Interrupt:
     """Ctrl-C in the block: the first cancels the stream, a second does what it did before the block."""
 
-    def __init__(self, stream: RemoteStream) -> None:
+    def __init__(self, stream: LeaderStream | RemoteStream) -> None:
         self._stream = stream
         self._cancelling: asyncio.Task[EndPart] | None = None
         self._before: Any = None
@@ -130,7 +131,7 @@ class _Interrupt:
             self._before(signal.SIGINT, None)
 
 
-async def answer(stream: RemoteStream, screen: Screen) -> TurnResult:
+async def answer(stream: LeaderStream | RemoteStream, screen: Screen) -> TurnResult:
     """Show a stream until its end; ctrl-C cancels it, and what was shown until then is the result."""
     joiner = PartsJoiner()
     shown_end = False

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import typer
 
+from modeld.cli.backends import backends
 from modeld.cli.doctor import doctor
 from modeld.cli.errors import guarded
 from modeld.cli.models import describe, load, models, unload
 from modeld.cli.node import ps, status, stop
 from modeld.cli.run import run
 from modeld.cli.serve import serve
+from modeld.cli.service import install_service
+from modeld.cli.token import token
 from modeld.cli.version import version
+from modeld.cli.who import who
 
 app = typer.Typer(
     name="modeld",
@@ -22,5 +28,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _command in (serve, run, status, ps, models, describe, load, unload, stop, doctor, version):
+_BEFORE: tuple[Callable[..., int], ...] = (serve, run, status, ps, who, models, describe, load, unload, stop)
+_AFTER: tuple[Callable[..., int], ...] = (token, install_service, doctor, version)
+
+for _command in _BEFORE:
     app.command(_command.__name__)(guarded(_command))
+app.add_typer(backends, name="backends")
+for _command in _AFTER:
+    app.command(_command.__name__.replace("_", "-"))(guarded(_command))

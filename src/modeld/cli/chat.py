@@ -11,6 +11,7 @@ from msgspec import Struct
 from modeld.cli.answer import Screen, answer
 from modeld.cli.connection import connect_or_start
 from modeld.cli.output import emit
+from modeld.cli.remote import connect_backend
 from modeld.cli.waiting import Waiting
 from modeld.errors import ModeldError
 from modeld.session.values import ContextReport, ModelRef, SessionConfig
@@ -18,14 +19,15 @@ from modeld.thinking import ThinkLevel
 from modeld.types import DecodeOptions, EndPart, Message, TurnResult
 
 if TYPE_CHECKING:
-    from modeld.transport.grpc.client import RemoteNode as Client
-    from modeld.transport.grpc.client import RemoteSession
+    from modeld.transport.grpc.client import RemoteNode, RemoteSession
+    from modeld.transport.leader import LeaderNode, LeaderSession
 
 
 class ChatSettings(Struct, frozen=True, kw_only=True):
     """What ``modeld run`` was asked for."""
 
     root: Path
+    backend: str = ""
     model: ModelRef
     session: SessionConfig
     options: DecodeOptions
@@ -37,14 +39,14 @@ class ChatSettings(Struct, frozen=True, kw_only=True):
 class Chat:
     """Sends the whole conversation each turn, so that the session's KV is reused. Belongs to one event loop.
 
-    When a turn fails the conversation stays as it was, and the next turn connects anew: to another node, where the
-    first one died.
+    The client follows the node's owner, in the middle of an answer too. When a turn fails the conversation stays as it
+    was, and the next turn opens the session again: that is how one that could not go on starts anew.
     """
 
     def __init__(self, settings: ChatSettings) -> None:
         self._settings = settings
-        self._client: Client | None = None
-        self._session: RemoteSession | None = None
+        self._client: LeaderNode | RemoteNode | None = None
+        self._session: LeaderSession | RemoteSession | None = None
         self._messages: list[Message] = []
         self.think = settings.think
         self.last: EndPart | None = None
@@ -55,13 +57,16 @@ class Chat:
         system = self._settings.system
         self._messages = [Message("system", system)] if system else []
 
-    async def open(self) -> RemoteSession:
+    async def open(self) -> LeaderSession | RemoteSession:
         """The session, opened on a node that runs or is started, where it is not open."""
         if self._session is None:
             settings = self._settings
-            self._client = self._client or await connect_or_start(settings.root)
+            client, root, backend = self._client, settings.root, settings.backend
+            if client is None:
+                client = await connect_backend(root, backend) if backend else await connect_or_start(root)
+                self._client = client
             with Waiting(f"loading {settings.model.name or settings.model.path}"):
-                self._session = await self._client.open_session(settings.model, settings.session)
+                self._session = await client.open_session(settings.model, settings.session)
         return self._session
 
     async def say(self, text: str) -> TurnResult:
@@ -69,7 +74,10 @@ class Chat:
         try:
             return await self._turn([*self._messages, Message("user", text)])
         except (ModeldError, asyncio.CancelledError):
-            await self.close()
+            self._session = None
+            if self._settings.backend:
+                # Only a client of our own data root follows its owner.
+                await self.close()
             raise
 
     async def explain(self) -> ContextReport:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from modeld.cli.output import say
 
 if TYPE_CHECKING:
-    from modeld.transport.grpc.client import RemoteNode as Client
+    from modeld.transport.leader import LeaderNode as Client
 
 T = TypeVar("T")
 

@@ -6,19 +6,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modeld.cli.connection import connected, finish
+from modeld.cli.connection import finish
 from modeld.cli.errors import usage
 from modeld.cli.options import ContextOption, DataRootOption, JsonOption, KVTypeOption, ModelArgument, model_of, root_of
 from modeld.cli.output import duration, emit, facts, table
+from modeld.cli.remote import BackendOption, reached
 from modeld.session.values import SessionConfig
 
 if TYPE_CHECKING:
     from modeld.session.values import InstalledModel, ModelDescription, NodeStatus, Plan
 
 
-def models(data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
+def models(backend: BackendOption = "", data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
     """List the models that can be named. Starts no node: without one, the data root's folder is read directly."""
-    found = finish(_models(root_of(data_root)))
+    found = finish(_models(root_of(data_root), backend))
     if as_json:
         emit({"models": found})
     else:
@@ -30,6 +31,7 @@ def describe(
     model: ModelArgument,
     context: ContextOption = 0,
     kv_type: KVTypeOption = "f16",
+    backend: BackendOption = "",
     data_root: DataRootOption = None,
     as_json: JsonOption = False,
 ) -> int:
@@ -41,7 +43,7 @@ def describe(
     ref, config = model_of(model), _config(context, kv_type)
 
     async def ask() -> ModelDescription:
-        async with connected(root_of(data_root)) as client:
+        async with reached(root_of(data_root), backend) as client:
             return await client.describe(ref, config)
 
     found = finish(ask())
@@ -56,6 +58,7 @@ def load(
     model: ModelArgument,
     context: ContextOption = 0,
     kv_type: KVTypeOption = "f16",
+    backend: BackendOption = "",
     data_root: DataRootOption = None,
     as_json: JsonOption = False,
 ) -> int:
@@ -65,7 +68,7 @@ def load(
     async def ask() -> NodeStatus:
         from modeld.cli.waiting import Waiting
 
-        async with connected(root_of(data_root), start=True) as client:
+        async with reached(root_of(data_root), backend, start=True) as client:
             with Waiting(f"loading {model}"):
                 return await client.load(ref, config)
 
@@ -78,11 +81,11 @@ def load(
     return 0
 
 
-def unload(data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
+def unload(backend: BackendOption = "", data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
     """End the engine process, once running calls are done. The node and its sessions stay, their KV does not."""
 
     async def ask() -> NodeStatus:
-        async with connected(root_of(data_root)) as client:
+        async with reached(root_of(data_root), backend) as client:
             return await client.unload()
 
     node = finish(ask())
@@ -98,12 +101,12 @@ def _config(context: int, kv_type: str) -> SessionConfig:
         return SessionConfig(context=context, kv_type=kv_type)  # type: ignore[arg-type]
 
 
-async def _models(root: Path) -> list[InstalledModel]:
+async def _models(root: Path, backend: str) -> list[InstalledModel]:
     from modeld.errors import NodeNotRunningError, NodeStaleError
     from modeld.node.store import ModelStore
 
     try:
-        async with connected(root) as client:
+        async with reached(root, backend) as client:
             return await client.models()
     except (NodeNotRunningError, NodeStaleError):
         return ModelStore(root).list()

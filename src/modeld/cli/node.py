@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from modeld.cli.connection import connected, finish, nobody
 from modeld.cli.options import DataRootOption, JsonOption, root_of
 from modeld.cli.output import duration, emit, facts, table
+from modeld.cli.remote import BackendOption, reached
 from modeld.errors import DeadlineExceededError, NodeNotRunningError, NodeStaleError
 
 if TYPE_CHECKING:
@@ -19,10 +20,10 @@ _STOP_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.05
 
 
-def status(data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
+def status(backend: BackendOption = "", data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
     """Say what the node does: process, model, engine, memory. Starts none; exits 0 also where none runs."""
     root = root_of(data_root)
-    node, _ = finish(_look(root))
+    node, _ = finish(_look(root, backend))
     if as_json:
         emit({"node": node, "engine": node.engine if node else None})
     elif node is None:
@@ -32,10 +33,10 @@ def status(data_root: DataRootOption = None, as_json: JsonOption = False) -> int
     return 0
 
 
-def ps(data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
+def ps(backend: BackendOption = "", data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
     """List the sessions, the last used first. Starts no node; exits 0 also where none runs."""
     root = root_of(data_root)
-    node, sessions = finish(_look(root))
+    node, sessions = finish(_look(root, backend))
     if as_json:
         emit({"node": node, "engine": node.engine if node else None, "sessions": sessions})
     elif node is None:
@@ -59,9 +60,9 @@ def stop(data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
     return 0
 
 
-async def _look(root: Path) -> tuple[NodeStatus | None, list[SessionInfo]]:
+async def _look(root: Path, backend: str) -> tuple[NodeStatus | None, list[SessionInfo]]:
     try:
-        async with connected(root) as client:
+        async with reached(root, backend) as client:
             return await client.status(), await client.sessions()
     except (NodeNotRunningError, NodeStaleError):
         return None, []

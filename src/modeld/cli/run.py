@@ -12,6 +12,7 @@ import typer
 from modeld.cli.connection import finish
 from modeld.cli.errors import INTERRUPTED, usage
 from modeld.cli.options import ContextOption, DataRootOption, JsonOption, KVTypeOption, ModelArgument, model_of, root_of
+from modeld.cli.remote import BackendOption
 from modeld.errors import InvalidRequestError
 from modeld.session.values import SessionConfig
 from modeld.types import DecodeOptions
@@ -49,6 +50,7 @@ def run(
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Ends the answer; may be repeated.")] = None,
     context: ContextOption = 0,
     kv_type: KVTypeOption = "f16",
+    backend: BackendOption = "",
     data_root: DataRootOption = None,
     as_json: JsonOption = False,
 ) -> int:
@@ -84,6 +86,7 @@ def run(
     root = root_of(data_root)
     settings = ChatSettings(
         root=root,
+        backend=backend,
         model=model_of(model),
         session=config,
         options=options,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,8 +19,20 @@ if TYPE_CHECKING:
 def serve(
     data_root: DataRootOption = None,
     listen: Annotated[
-        str, typer.Option(metavar="HOST:PORT|off", help="Serve gRPC over TCP too, on a loopback address.")
+        str, typer.Option(metavar="HOST:PORT|off", help="Serve gRPC over TCP too, to callers with the token.")
     ] = "off",
+    tls: Annotated[
+        bool | None,
+        typer.Option(
+            "--tls/--no-tls",
+            help="TLS for TCP, with a self-made certificate. Default: beyond loopback, where nothing else is allowed.",
+            show_default=False,
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Use this certificate: PEM, with its chain.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its key: PEM, without password.")] = None,
     idle_ttl: Annotated[
         str, typer.Option(metavar="DURATION", help="Unused for this long, the engine exits: 300, 5m, 2h or off.")
     ] = "5m",
@@ -43,9 +57,31 @@ def serve(
     def ready(record: OwnerRecord) -> None:
         endpoints = " and ".join(record.endpoints)
         say(f"ready: process {record.pid}, data root {root}, {endpoints}, epoch {record.epoch}")
+        if line := _invitation(record, root, tls_cert):
+            say("for another machine (it asks for the token, which `modeld token --show` shows here):")
+            print(line, file=sys.stderr, flush=True)
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("modeld").setLevel(logging.INFO)
     node = NodeConfig(data_root=root, idle_ttl=idle_seconds, threads=threads, allow_fake=allow_fake)
-    asyncio.run(host.serve(host.HostConfig(node=node, listen=address), ready))
+    config = host.HostConfig(node=node, listen=address, tls=tls, tls_cert=tls_cert, tls_key=tls_key)
+    asyncio.run(host.serve(config, ready))
     return 0
+
+
+def _invitation(record: OwnerRecord, root: Path, certificate: Path | None) -> str:
+    """The command that registers this node elsewhere; ``""`` without TLS. It holds no secret, so logs may keep it."""
+    import re
+    import socket
+
+    from modeld.transport.security import TLS_SCHEME, own_pin
+
+    urls = [endpoint for endpoint in record.endpoints if endpoint.startswith(TLS_SCHEME)]
+    if not urls:
+        return ""
+    host, _, port = urls[0].removeprefix(TLS_SCHEME).rpartition(":")
+    name = socket.gethostname()
+    host = name if host in ("0.0.0.0", "[::]") else host
+    name = re.sub(r"[^A-Za-z0-9._-]", "", name)[:64].lstrip("._-") or "node"
+    where = f"--url {TLS_SCHEME}{host}:{port} --pin {own_pin(root, certificate)}"
+    return f"modeld backends add {name} --type modeld {where} --token-file -"

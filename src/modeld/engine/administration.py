@@ -10,7 +10,7 @@ from modeld.engine.pool import Pool
 from modeld.engine.protocol import Explain, Fork, Load, Restore, Snapshot
 from modeld.engine.session import EngineSession
 from modeld.engine.snapshots import SavedSession, read_snapshot, write_snapshot
-from modeld.errors import ContextOverflowError, ManifestMismatchError, ModelBusyError, SessionError
+from modeld.errors import CapacityError, ContextOverflowError, ManifestMismatchError, ModelBusyError, SessionError
 from modeld.session.manifest import Manifest, Segment, token_hash
 from modeld.session.values import ContextReport, PrefixStatus, SnapshotInfo
 from modeld.types import Receipt
@@ -85,6 +85,25 @@ def _fork(source: EngineSession, target: EngineSession, pool: Pool, backend: Bac
         target.last_used = monotonic()
 
 
+def _make_room(session: EngineSession, fresh: EngineSession, needed: int, pool: Pool, load: Load) -> None:
+    """Free cells for a restored state: idle sessions give way first, and what it replaces last.
+
+    Cells that sessions share are counted for each, so more may be freed than is needed.
+    """
+    while pool.used() + needed > load.cells:
+        if pool.evict_idle(fresh):
+            continue
+        if session.sequence is None:
+            pool.release(fresh)
+            raise CapacityError(
+                f"the snapshot's {needed} tokens do not fit: {pool.used()} of the {load.cells} KV cells are in use",
+                tokens=needed,
+                used=pool.used(),
+                cells=load.cells,
+            )
+        pool.evict(session)
+
+
 def _restore(
     job: Job, saved: SavedSession, state: bytes, pool: Pool, backend: Backend, load: Load, manifest: Manifest
 ) -> PrefixStatus:
@@ -104,6 +123,7 @@ def _restore(
     fresh = EngineSession(session.key, session_class=session.session_class, pin=session.pin)
     if not pool.give_sequence(fresh) or fresh.sequence is None:
         raise ModelBusyError("all sequences of the engine are in use; try again when a stream has ended")
+    _make_room(session, fresh, saved.hot, pool, load)
     if saved.hot and not backend.restore(fresh.sequence, state):
         pool.release(fresh)
         raise ManifestMismatchError("the snapshot's KV does not read back as it was written", field="state")

@@ -11,6 +11,7 @@ from modeld.engine.session import EngineSession, Prompt
 from modeld.types import (
     DecodeOptions,
     Receipt,
+    ReuseReason,
     ReuseStop,
     StreamPart,
     TextPart,
@@ -97,7 +98,7 @@ class Job:
         self.reused = self.restored = self.dropped = 0
         self.stop: ReuseStop | None = None
         self.stream: Stream | None = None
-        # It waits for cells that others hold.
+        # It waits for cells or a sequence id that others hold.
         self.parked = False
         # Where the answer begins, in tokens and in bytes.
         self.generated_from = self.text_from = 0
@@ -114,9 +115,22 @@ class Job:
         return self.prefilled_at > 0
 
     @property
+    def stalled(self) -> bool:
+        """Its reader has not taken what it was given."""
+        return self.stream is not None and self.stream.credit <= 0
+
+    def lost_kv(self, why: ReuseReason) -> None:
+        """What it reused was taken from it and is computed again: its receipt must not say otherwise."""
+        lost = self.reused + self.restored
+        if lost:
+            self.dropped += lost
+            self.reused = self.restored = 0
+            self.stop = ReuseStop(reason=why, detail=f"the KV of {lost} tokens was taken while the call ran")
+
+    @property
     def runnable(self) -> bool:
         """It can use the next step."""
-        return not self.parked and (self.stream is None or self.stream.credit > 0)
+        return not self.parked and not self.stalled
 
     @property
     def remaining(self) -> list[int]:

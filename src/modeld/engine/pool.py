@@ -22,8 +22,9 @@ class Pool:
         self.sessions: dict[int, EngineSession] = {}
 
     def open(self, request: Open) -> None:
-        """Make a session known. One that is known already stays as it is."""
-        if request.session in self.sessions:
+        """Make a session known. Of one that is known already only class and pin change."""
+        if (known := self.sessions.get(request.session)) is not None:
+            known.session_class, known.pin = request.session_class, request.pin
             return
         session = EngineSession(request.session, session_class=request.session_class, pin=request.pin)
         session.ids = list(request.tape)
@@ -78,7 +79,8 @@ class Pool:
             session.hot = min(session.hot, keep)
             return True
         self._backend.remove(session.sequence, 0)
-        session.hot = 0
+        if session.hot:
+            session.lost, session.lost_tokens, session.hot = "evicted", session.hot, 0
         return False
 
     def tape(self, session: EngineSession) -> Tape:
@@ -86,5 +88,8 @@ class Pool:
         keep = min(session.synced, session.hot) if session.hot else session.synced
         added = tuple(session.ids[keep : session.hot])
         session.synced = max(keep, session.hot)
-        used = sum(other.hot for other in self.sessions.values())
-        return Tape(session.key, keep, added, session.hot, used, bool(session.fatal))
+        return Tape(session.key, keep, added, session.hot, self.used(), bool(session.fatal))
+
+    def used(self) -> int:
+        """Cells in use; those that sessions share are counted for each."""
+        return sum(session.hot for session in self.sessions.values())

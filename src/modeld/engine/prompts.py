@@ -13,7 +13,7 @@ from modeld.engine.protocol import Decode, Prefix, Suffix, Turn
 from modeld.engine.session import EngineSession, Prompt, Span, shared_length
 from modeld.errors import ContextOverflowError, InvalidRequestError
 from modeld.thinking import ThinkLevel
-from modeld.types import DecodeOptions, Message, Tool
+from modeld.types import DecodeOptions, Message, ReuseStop, Tool
 
 
 class Prompts:
@@ -41,7 +41,7 @@ class Prompts:
                 self._plan(job, prompt, "prefix", logits=False)
             case Suffix(messages=messages, think=think):
                 everything = (*session.stable, *session.volatile, *messages)
-                prompt = self._render(session, everything, session.tools, think, generate=True)
+                prompt = self._render(session, everything, session.stable_tools, think, generate=True)
                 self._plan(job, prompt, "suffix", logits=False)
             case Turn(messages=messages, tools=tools, think=think):
                 self._plan(job, self._render(session, messages, tools, think, generate=True), "turn", logits=True)
@@ -95,7 +95,7 @@ class Prompts:
                 "there is nothing to decode from: call prefill_suffix or turn first", parameter="session"
             )
         if session.logical < len(session.ids):
-            prompt = self._render(session, session.stable, session.tools, "auto", generate=False)
+            prompt = self._render(session, session.stable, session.stable_tools, "auto", generate=False)
             self._plan(job, prompt, "decode", logits=True)
             return
         if len(session.ids) > self._window:
@@ -108,6 +108,9 @@ class Prompts:
             )
         job.target = list(session.ids)
         job.reused = min(session.hot, len(session.ids) - 1)
+        if (gone := session.gone) is not None:
+            job.dropped = session.lost_tokens
+            job.stop = ReuseStop(reason=gone, detail=f"the KV of {session.lost_tokens} tokens was gone")
 
     def seed(self, options: DecodeOptions) -> int:
         """The seed asked for, or a random one."""
@@ -129,6 +132,7 @@ def close_answer(job: Job, pool: Pool, *, cut: bool) -> None:
     assert stream is not None
     if cut:
         kept = sum(end <= stream.matcher.passed for end in stream.token_ends)
+        # Where the model cannot forget a tail, all is gone: the next receipt says so.
         pool.cut(session, job.generated_from + kept)
         del session.ids[job.generated_from + kept :]
         del session.text[job.text_from + (stream.token_ends[kept - 1] if kept else 0) :]

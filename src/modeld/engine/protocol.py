@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from modeld.errors import EngineProtocolError, ModeldError, error_from_code
+from modeld.errors import EngineProtocolError, InvalidRequestError, ModeldError, error_from_code
 from modeld.session.manifest import Manifest
 from modeld.session.values import SessionClass
 from modeld.thinking import ThinkLevel
@@ -161,13 +161,17 @@ Request = Load | Open | Prefix | Suffix | Decode | Turn | Explain | Snapshot | R
 
 
 class Device(Struct, frozen=True, omit_defaults=True):
-    """An accelerator that the native library can use. Memory in bytes."""
+    """An accelerator that the native library can use. Memory in bytes.
+
+    :param id: names the physical device, a UUID, where the driver gives one.
+    """
 
     name: str
     kind: str
     description: str = ""
     free: int = 0
     total: int = 0
+    id: str = ""
 
 
 class Hello(Struct, frozen=True, tag="hello"):
@@ -249,6 +253,7 @@ Reply = Hello | Ready | Parts | Done | Failed | Evicted
 T = TypeVar("T")
 
 _encoder = msgspec.msgpack.Encoder()
+_requests = msgspec.msgpack.Decoder(Request)
 
 
 def encode(frame: Request | Reply) -> bytes:
@@ -264,6 +269,21 @@ def encode(frame: Request | Reply) -> bytes:
             limit=MAX_FRAME,
         )
     return _HEADER.pack(len(body)) + body
+
+
+def encode_request(request: Request) -> bytes:
+    """A request as a frame, after making sure that the engine will understand it.
+
+    Structs do not check what they are made of, and an engine that gets a frame it cannot read must end.
+
+    :raises InvalidRequestError: a value of the wrong type, text that is no Unicode, a number beyond 64 bits, too much.
+    """
+    try:
+        data = encode(request)
+        _requests.decode(memoryview(data)[_HEADER.size :])
+    except (*_UNREADABLE, TypeError) as error:
+        raise InvalidRequestError(f"the request cannot be sent: {error}") from error
+    return data
 
 
 def encode_result(value: object) -> msgspec.Raw:

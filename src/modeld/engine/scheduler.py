@@ -55,6 +55,8 @@ STALL_SECONDS = 0.1
 """How long a chunk of somebody's prompt may hold up running streams."""
 
 MIN_CHUNK = 16
+MIN_SHARE = 64
+"""Tokens of one prompt in a step at least: smaller pieces waste the matrix products."""
 
 Entry = tuple[Job, Slice]
 
@@ -113,6 +115,10 @@ class Scheduler:
                 return
             for job in self._active:
                 self._flush(job)
+            if self._stalled() is not None and (self._starved or any(job.parked for job in self._active)):
+                # Who waits for room need not wait for a reader that takes nothing.
+                self._try_again()
+                continue
             self._take(self._inbox.get())
 
     def _take(self, request: Request) -> None:
@@ -163,7 +169,7 @@ class Scheduler:
             self._fail(job, SessionFatalError(f"{session.fatal}; open the session again to start anew"))
         elif not job.computes:
             self._administer(job)
-        elif not self._pool.give_sequence(session):
+        elif not self._give_sequence(session, newcomer=True):
             self._starved.append(session)
         else:
             try:
@@ -211,17 +217,26 @@ class Scheduler:
 
     def _compose(self) -> list[Entry]:
         """The next batch: streams first, a token each, then prompts in the order they came."""
-        ready = [job for job in self._active if job.runnable and self._pool.give_sequence(job.session)]
+        ready = []
+        for job in [job for job in self._active if job.runnable]:
+            if self._give_sequence(job.session):
+                ready.append(job)
+            else:
+                job.parked = True
         streams = [job for job in ready if job.next_token is not None]
         budget = self._load.batch
         if streams and self._seconds_per_token:
             budget = min(budget, max(MIN_CHUNK, int(STALL_SECONDS / self._seconds_per_token)) + len(streams))
+        prompts = [job for job in ready if job.next_token is None]
+        # The oldest prompt goes on in each step; beside it the shortest, which need not wait for the long ones.
+        prompts[1:] = sorted(prompts[1:], key=lambda job: len(job.remaining))
+        share = max(MIN_SHARE, (budget - len(streams)) // max(1, len(prompts)))
         entries: list[Entry] = []
-        for job in streams + [job for job in ready if job.next_token is None]:
+        for job in streams + prompts:
             if budget <= 0:
                 break
             tokens = job.remaining
-            chunk = tokens[:budget]
+            chunk = tokens[: min(budget, share)]
             budget -= len(chunk)
             assert job.session.sequence is not None
             wanted = len(chunk) == len(tokens) and job.stream is not None
@@ -256,7 +271,8 @@ class Scheduler:
                     row += 1
         elif result is not StepResult.NO_SPACE:
             for job, _ in entries:
-                self._pool.cut(job.session, job.session.hot)
+                if not self._pool.cut(job.session, job.session.hot):
+                    job.lost_kv("evicted")
         return result
 
     def _measure(self, tokens: int, seconds: float) -> None:
@@ -269,7 +285,7 @@ class Scheduler:
 
         :returns: what to try again with.
         """
-        if self._pool.evict_idle():
+        if self._pool.evict_idle() or self._preempt(self._stalled(without=entries)):
             return entries
         if len(entries) > 1:
             youngest = max(entries, key=lambda entry: entry[0].started)
@@ -283,8 +299,7 @@ class Scheduler:
                 job.parked = True
                 return []
             # Two that grew side by side: the younger gives its cells back and is computed again afterwards.
-            younger.reused = younger.restored = 0
-            self._pool.evict(younger.session)
+            self._preempt(younger)
             return entries
         if job.decoding:
             self._finish(job, "context_full")
@@ -298,6 +313,40 @@ class Scheduler:
                 ),
             )
         return []
+
+    def _give_sequence(self, session: EngineSession, *, newcomer: bool = False) -> bool:
+        """Let the session have a sequence id, if need be that of a stream whose reader takes nothing.
+
+        A newcomer does not take the id that one who was preempted waits for.
+        """
+        if session.sequence is not None:
+            return True
+        if newcomer and any(job.runnable and job.session.sequence is None for job in self._active):
+            return False
+        return self._pool.give_sequence(session) or (
+            self._preempt(self._stalled()) and self._pool.give_sequence(session)
+        )
+
+    def _stalled(self, without: list[Entry] | None = None) -> Job | None:
+        """The youngest stream that holds KV and waits for its reader."""
+        busy = [job for job, _ in without or ()]
+        held = [j for j in self._active if j.stalled and j.session.sequence is not None and j not in busy]
+        return max(held, key=lambda job: job.started, default=None)
+
+    def _preempt(self, job: Job | None) -> bool:
+        """Take a running job's KV; it is computed again when there is room."""
+        if job is None:
+            return False
+        job.lost_kv("evicted")
+        self._pool.evict(job.session)
+        return True
+
+    def _try_again(self) -> None:
+        """Something changed: who waits for room may look again."""
+        for job in self._active:
+            job.parked = False
+        self._fresh += self._starved
+        self._starved = []
 
     def _settle(self, entries: list[Entry], result: StepResult) -> None:
         for job, _ in entries:
@@ -338,6 +387,9 @@ class Scheduler:
             self._finish(job, "length")
         elif len(session.ids) > self._load.window:
             self._finish(job, "context_full")
+        elif job.stalled and self._starved:
+            # What it holds may go to those who wait for room.
+            self._try_again()
 
     # Ending
 
@@ -349,7 +401,7 @@ class Scheduler:
         receipt = job.receipt(self._load.window)
         available = self._load.window - len(job.target)
         if isinstance(job.request, Prefix):
-            session.stable, session.volatile, session.tools = job.request.messages, (), job.request.tools
+            session.stable, session.stable_tools, session.volatile = job.request.messages, job.request.tools, ()
             session.prefix_tokens = len(job.target)
             status: PrefixStatus | SuffixStatus = PrefixStatus(
                 receipt=receipt,
@@ -427,7 +479,5 @@ class Scheduler:
             session.jobs.remove(job)
         session.last_used = monotonic()
         self._control.forget(job.id)
-        for other in self._active:
-            other.parked = False
-        self._fresh += [*self._starved, session]
-        self._starved = []
+        self._try_again()
+        self._fresh.append(session)

@@ -59,6 +59,7 @@ class EngineSession:
         self.tools: tuple[Tool, ...] = ()
         self.think: ThinkLevel = "auto"
         self.stable: tuple[Message, ...] = ()
+        self.stable_tools: tuple[Tool, ...] = ()
         self.volatile: tuple[Message, ...] = ()
         self.prefix_tokens = 0
         # Tokens that a decode continues from; None while a prefill was cut short.
@@ -125,7 +126,7 @@ class EngineSession:
         """Copy another session's conversation, but not its KV."""
         self.ids, self.text, self.spans = list(other.ids), bytearray(other.text), list(other.spans)
         self.messages, self.tools, self.think = other.messages, other.tools, other.think
-        self.stable, self.volatile = other.stable, other.volatile
+        self.stable, self.stable_tools, self.volatile = other.stable, other.stable_tools, other.volatile
         self.prefix_tokens, self.logical = other.prefix_tokens, other.logical
         self.lost, self.lost_tokens, self.hot, self.synced, self.fatal = None, 0, 0, 0, ""
 

@@ -36,6 +36,7 @@ class SavedSession(Struct, frozen=True, kw_only=True):
     tools: tuple[Tool, ...]
     think: ThinkLevel
     stable: tuple[Message, ...]
+    stable_tools: tuple[Tool, ...]
     volatile: tuple[Message, ...]
     prefix_tokens: int
     logical: int | None
@@ -53,6 +54,7 @@ class SavedSession(Struct, frozen=True, kw_only=True):
             tools=session.tools,
             think=session.think,
             stable=session.stable,
+            stable_tools=session.stable_tools,
             volatile=session.volatile,
             prefix_tokens=session.prefix_tokens,
             logical=session.logical,
@@ -63,6 +65,7 @@ class SavedSession(Struct, frozen=True, kw_only=True):
         session.ids, session.hot, session.text = list(self.ids), self.hot, bytearray(self.text)
         session.spans, session.messages, session.tools = list(self.spans), self.messages, self.tools
         session.think, session.stable, session.volatile = self.think, self.stable, self.volatile
+        session.stable_tools = self.stable_tools
         session.prefix_tokens, session.logical = self.prefix_tokens, self.logical
         session.lost, session.lost_tokens, session.synced = None, 0, 0
 

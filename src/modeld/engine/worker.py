@@ -115,9 +115,10 @@ def _read(connection: socket.socket, inbox: queue.SimpleQueue[Request], control:
             print(f"modeld engine: {error}", file=sys.stderr, flush=True)
             os._exit(EXIT_PROTOCOL)
         for frame in frames:
-            inbox.put(frame)
             if isinstance(frame, Cancel):
+                # First: the scheduler forgets the id when it has taken the frame.
                 control.cancel(frame.id)
+            inbox.put(frame)
 
 
 def _die_with(parent: int) -> None:

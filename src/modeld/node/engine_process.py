@@ -33,6 +33,7 @@ from modeld.engine.protocol import (
     Turn,
     decode_result,
     encode,
+    encode_request,
 )
 from modeld.errors import EngineCrashedError, EngineProtocolError, ModeldError
 from modeld.types import EndPart, StreamPart
@@ -110,8 +111,10 @@ class EngineStream:
     def take(self, frame: Parts) -> None:
         """Parts came from the engine."""
         self._tokens += frame.tokens
-        if self._discard:
+        if self._discard or not frame.parts:
+            # Tokens that a parser holds back reach no reader: it must not be the reader who lets them go on.
             self._give_credit()
+        if self._discard:
             return
         self._parts.extend(frame.parts)
         self._wake.set()
@@ -155,6 +158,7 @@ class EngineProcess(asyncio.Protocol):
             future.add_done_callback(lambda future: future.cancelled() or future.exception())
         self.gone = asyncio.Event()
         self.stopping = False
+        self._refusal: ModeldError | None = None
         self.pid = 0
 
     @property
@@ -164,8 +168,11 @@ class EngineProcess(asyncio.Protocol):
 
     def send(self, frame: Request) -> None:
         """Write a frame; nothing happens when the engine is gone."""
+        self._write(encode(frame))
+
+    def _write(self, data: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(encode(frame))
+            self._transport.write(data)
 
     def next_id(self) -> int:
         """An id for a request."""
@@ -186,9 +193,10 @@ class EngineProcess(asyncio.Protocol):
         :raises ModeldError: what the engine raised, or :class:`EngineCrashedError`.
         """
         self._require_alive()
+        data = encode_request(request)
         future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         self._calls[request.id] = future
-        self.send(request)
+        self._write(data)
         try:
             done = await future
         except asyncio.CancelledError:
@@ -201,14 +209,20 @@ class EngineProcess(asyncio.Protocol):
     def stream(self, request: Turn | Decode, finish: Callable[[EndPart], EndPart]) -> EngineStream:
         """Ask for a stream. ``finish`` sees the end part before anybody else and may add to it."""
         self._require_alive()
+        data = encode_request(request)
         stream = EngineStream(self, request.id)
         self._streams[request.id] = (stream, finish)
-        self.send(request)
+        self._write(data)
         return stream
 
     def tell(self, request: Open) -> None:
         """Send what is not answered."""
         self.send(request)
+
+    def refuse(self, error: ModeldError) -> None:
+        """End all that runs and refuse all that comes with ``error``. The process is left to :meth:`stop`."""
+        self._refusal = error
+        self._fail_all(error)
 
     async def stop(self) -> None:
         """End the process and wait until its memory is free."""
@@ -281,11 +295,11 @@ class EngineProcess(asyncio.Protocol):
                 if not start.done():
                     start.set_exception(frame.error())
         elif frame.id in self._streams:
-            stream, finish = self._streams.pop(frame.id)
-            if isinstance(frame, Failed):
-                stream.finish(frame.error())
-            else:
-                stream.finish(finish(decode_result(frame.result, EndPart)))
+            stream, finish = self._streams[frame.id]
+            outcome = frame.error() if isinstance(frame, Failed) else finish(decode_result(frame.result, EndPart))
+            # Only now: a result that cannot be read ends the engine, and with it every stream that is still known.
+            del self._streams[frame.id]
+            stream.finish(outcome)
         elif frame.id in self._calls:
             future = self._calls.pop(frame.id)
             if future.done():
@@ -307,6 +321,10 @@ class EngineProcess(asyncio.Protocol):
                 await process.wait()
         self.gone.set()
         error = EngineCrashedError(f"the engine for {self._name} {self._end()}; the next call loads it again")
+        self._fail_all(error)
+        self._listener.engine_died(self, error)
+
+    def _fail_all(self, error: ModeldError) -> None:
         for start in (self.hello, self.ready):
             if not start.done():
                 start.set_exception(error)
@@ -317,7 +335,6 @@ class EngineProcess(asyncio.Protocol):
             stream.finish(error)
         self._calls.clear()
         self._streams.clear()
-        self._listener.engine_died(self, error)
 
     def _end(self) -> str:
         code = self._process.returncode if self._process is not None else None
@@ -328,14 +345,17 @@ class EngineProcess(asyncio.Protocol):
         return f"(process {self.pid}) {how}" + (f": {self._last_words[-1]}" if self._last_words else "")
 
     def _require_alive(self) -> None:
+        if self._refusal is not None:
+            raise self._refusal
         if not self.alive:
             raise EngineCrashedError(f"the engine for {self._name} {self._end()}; the next call loads it again")
 
     async def _listen(self, stderr: asyncio.StreamReader) -> None:
-        while line := await stderr.readline():
-            text = line.decode("utf-8", "replace").rstrip()
-            self._last_words.append(text)
-            log.info("engine %d: %s", self.pid, text)
+        # Not by lines: a line without end would stop the reading, and a full pipe the engine.
+        while data := await stderr.read(1 << 16):
+            for text in data.decode("utf-8", "replace").splitlines():
+                self._last_words.append(text[:1000])
+                log.info("engine %d: %s", self.pid, text)
 
     async def run(self, backend: str, data_root: Path) -> None:
         """Start the process and wait for its hello.

@@ -15,8 +15,16 @@ from msgspec import Struct
 from modeld._version import __version__
 from modeld.engine.fake.settings import fake_settings
 from modeld.engine.protocol import Device, Forget, Load, Tape
-from modeld.errors import CapacityError, EngineCrashedError, InvalidRequestError, StaleGenerationError
+from modeld.errors import (
+    CapacityError,
+    EngineCrashedError,
+    InvalidRequestError,
+    ModeldError,
+    StaleEpochError,
+    StaleGenerationError,
+)
 from modeld.node.capacity import MemoryState, free_memory, make_plan, require
+from modeld.node.device import DeviceKeeper
 from modeld.node.engine_process import EngineProcess, EngineStream, start_engine
 from modeld.node.session import Bound, NodeSession, RequestMaker
 from modeld.node.sessions import SessionRecord, SessionRegistry
@@ -79,6 +87,7 @@ class Node:
         self._resident_changed = resident_changed
         self._slot = Slot(self._load, self._slot_changed, config.idle_ttl)
         self._registry = SessionRegistry()
+        self._leases = DeviceKeeper(config.data_root, instance_id, epoch)
         self._devices: tuple[Device, ...] | None = None
         self._started = time.monotonic()
         self._active = 0
@@ -94,6 +103,7 @@ class Node:
             if record.fatal and record.generation == residency.generation:
                 # Opening is how a session that could not go on starts anew.
                 await residency.engine.call(Forget(residency.engine.next_id(), record.key), type(None))
+                record.generation = 0
             self._introduce(record, residency)
             return NodeSession(self, self._handle(record, residency))
 
@@ -194,6 +204,11 @@ class Node:
     async def aclose(self) -> None:
         """End the engine. Running calls fail."""
         await self._slot.close()
+        await self._leases.released()
+
+    def refuse(self, error: ModeldError) -> None:
+        """End all that uses the model, and refuse all that will, with ``error``: the node is not the owner any more."""
+        self._slot.refuse(error)
 
     # For the node's own sessions
 
@@ -236,6 +251,12 @@ class Node:
         return record
 
     async def _bind(self, handle: SessionHandle) -> Bound:
+        if handle.epoch > self._epoch:
+            raise StaleEpochError(
+                f"epoch {handle.epoch} served this session already, and this owner has {self._epoch}; connect again",
+                epoch=handle.epoch,
+                current=self._epoch,
+            )
         resident = self._slot.resident
         config = SessionConfig(workspace=handle.workspace, name=handle.name)
         record = self._registry.find(handle.workspace, handle.name, handle.ref.digest)
@@ -254,13 +275,14 @@ class Node:
             raise
 
     def _rebind(self, handle: SessionHandle, residency: Residency, record: SessionRecord) -> Bound:
-        if handle.generation > residency.generation and handle.epoch == self._epoch:
+        here = handle.epoch == self._epoch  # else the generations of two owners have nothing to do with each other
+        if handle.generation > residency.generation and here:
             raise StaleGenerationError(
                 f"the handle is of generation {handle.generation}, which this node never had; open the session again",
                 generation=handle.generation,
                 current=residency.generation,
             )
-        rebound = handle.generation != residency.generation
+        rebound = not here or handle.generation != residency.generation
         field = record.manifest.difference(residency.ready.manifest) if record.manifest and rebound else None
         if field is not None:
             raise StaleGenerationError(
@@ -318,6 +340,7 @@ class Node:
         try:
             hello = await engine.hello
             self._devices = hello.devices
+            await self._leases.take(hello.devices, engine.pid, engine.gone)
             plan = await self._plan(want, hello.devices)
             require(plan)
             ready = await engine.load(

@@ -7,16 +7,23 @@ What the lease does **not** guarantee:
   epoch), the receiver compares, and a client drops what comes from an epoch below the highest it saw.
 * **It does not survive somebody unlinking** ``owner.lock``. A holds the lock; the file is unlinked; B creates a new
   file of that name and locks that. Both are owners until A's next renewal sees another inode (``lock-lost``), ttl/3
-  later at most. A renewal of A that is just then between its check and its rename lands on B's record, and B stops
-  too, by ``epoch-changed``. So the lock file is never renamed, replaced or unlinked here, and a folder in which others
-  may write is refused.
+  later at most. A checks again right before each rename; where B writes its record in the microseconds between, A's
+  lands on it, and B stops too, by ``epoch-changed``. So the lock file is never renamed, replaced or unlinked here, and
+  a folder in which others may write is refused.
 * **It does not end with the owner while a forked child lives.** ``flock`` belongs to the open file description, and a
   child made by ``fork`` *without* ``exec`` shares it: A forks C; A is killed; nobody can take over until C exits. So an
   owner must not fork without exec; the descriptor is close-on-exec, and a spawned program does not keep the lock. In a
   forked child the lease refuses to work, and its ``release`` leaves the parent's lock alone.
-* **It does not tell a stopped owner from a working one.** A process under SIGSTOP holds its lock for ever. A contender
-  can see that ``renewed`` in the record stands still, but nothing here evicts it. An owner that goes on after a stop
-  held the lock all along: it renews once and stays owner, or learns why it is none.
+* **It does not tell a stopped owner from a slow one**, only one that stood still for its ttl from one that did not. A
+  is under SIGSTOP, or its event loop hangs; B watches ``renewed`` stand still for A's ttl, kills A and takes over.
+  Where A goes on just before the signal, a healthy owner dies. Where it goes on earlier, it held the lock all along: it
+  renews once and stays owner, or learns why it is none. Nobody is ever owner *beside* a stopped process.
+* **It does not free itself from an owner that may not be killed.** A runs as another user, in another pid namespace or
+  on a system without pidfds, or waits inside the kernel for dead storage, where even SIGKILL waits: B is refused with
+  ``owner_wedged`` for as long as that lasts. Without ``evict`` nobody is killed, and B is refused with ``owner_held``.
+* **It does not know whom it kills beyond pid, boot and start time** where ``/proc`` hides the open files: A lost its
+  lock (unlinked) and lives on; C holds the new lock and hangs before its first record; A's record stands still. B kills
+  A, which is no owner any more, and then is refused. Where ``/proc`` can be read, A is left alone.
 * **A record beside a held lock is a hint.** B takes the lock; a prober reads; B writes its record. The prober saw
   "running" with the record of A, who is dead. Only an answer at the endpoint with the same instance and epoch proves
   an owner.
@@ -26,10 +33,10 @@ What the lease does **not** guarantee:
   elsewhere nothing is checked. A local disk shared by two virtual machines is not seen.
 
 What it does: at most one process holds the lock. The kernel frees it at death, so a successor takes over at once,
-without waiting for a ttl. Every takeover has a higher epoch, on disk before anything is served. An owner knows of a
-loss no later than ``ttl - margin`` (the margin is a quarter of the ttl) after its last good renewal, even when storage
-hangs. All times are of the monotonic clock; on Linux it stands still while the machine sleeps, for owner and contender
-alike.
+without waiting for a ttl. An owner that stands still is ended by who asks to ``evict``, within ttl + 1 s. Every
+takeover has a higher epoch, on disk before anything is served. An owner knows of a loss no later than ``ttl - margin``
+(the margin is a quarter of the ttl) after its last good renewal, even when storage hangs. All times are of the
+monotonic clock; on Linux it stands still while the machine sleeps, for owner and contender alike.
 
 Only :mod:`modeld.errors` and :mod:`msgspec` are needed, so that another daemon can use it::
 
@@ -40,19 +47,16 @@ Only :mod:`modeld.errors` and :mod:`msgspec` are needed, so that another daemon 
 
 from __future__ import annotations
 
-import asyncio
-import fcntl
 import logging
 import math
 import os
-import queue
 import shlex
 import socket
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -60,7 +64,9 @@ from typing import Literal, Self
 
 import msgspec
 
-from modeld.errors import InvalidRequestError, LeaseLostError, NodeError, NotOwnerError, OwnerHeldError
+from modeld.errors import InvalidRequestError, LeaseLostError, NodeError, NotOwnerError
+from modeld.node.eviction import contend
+from modeld.node.lockfile import is_path_of, sync_folder, unlock, write_atomic
 from modeld.node.record import (
     EPOCH_NAME,
     LOCK_NAME,
@@ -81,6 +87,7 @@ from modeld.node.record import (
     require_running,
     socket_path,
 )
+from modeld.node.renewal import keep
 
 __all__ = [
     "LossReason",
@@ -104,14 +111,7 @@ LossReason = Literal["lock-lost", "record-missing", "epoch-changed", "renew-fail
 ``epoch-changed``: the record is another owner's. ``renew-failed``: storage failed or hung until the margin.
 """
 
-# A prober holds a shared lock for microseconds, and a child between fork and exec for some milliseconds.
-_ACQUIRE_PATIENCE = 0.25
-_ACQUIRE_POLL = 0.005
-
 _COMMAND_CHARACTERS = 1000
-
-_Outcome = Literal["ok", "transient"]
-_Jobs = queue.SimpleQueue[asyncio.Future[_Outcome] | None]
 
 _log = logging.getLogger(__name__)
 
@@ -146,15 +146,22 @@ class OwnerLease:
         protocol: int = 1,
         version: str = "",
         command: str | None = None,
+        evict: bool = False,
+        wait: float | None = 0.0,
     ) -> Self:
         """Become the owner of ``data_root``, which is created (0700) where it is missing.
 
         On return the new epoch and a record without endpoints are on disk: write those with :meth:`publish` as soon as
-        something listens. Waits up to 250 ms for a lock that a prober may hold, longer only for slow storage.
+        something listens. Waits up to 250 ms for a lock that a prober may hold, longer only for slow storage or as
+        ``evict`` and ``wait`` say.
 
         :param ttl: seconds the record may stand still before the owner counts as wedged; 0.1 to 86,400.
         :param command: how the process was started, for people; its own command line by default.
+        :param evict: kill an owner whose record stands still for its ttl, see :mod:`modeld.node.eviction`. An owner
+            whose record moved lately is refused at once all the same; else it is watched for up to its ttl.
+        :param wait: seconds to wait for a living owner to end, ``None`` for ever. A free lock is taken within 20 ms.
         :raises OwnerHeldError: another process (or lease of this one) is the owner. ``pid`` is 0 when it has no record.
+        :raises OwnerWedgedError: with ``evict``: the owner stands still and may not be ended from here.
         :raises InvalidRequestError: a ttl out of range, or a folder on a network file system, or writable by others.
         :raises NodeError: storage failed; nobody became owner.
         """
@@ -165,7 +172,7 @@ class OwnerLease:
         try:
             os.makedirs(root, 0o700, exist_ok=True)
             refuse_shared_folder(root)
-            fd = _lock(root)
+            fd = contend(root, ttl=ttl, evict=evict, wait=wait)
             try:
                 lease = cls(root, fd, _first_record(root, ttl, backend, serves, protocol, version, command))
                 lease._take_over()
@@ -263,7 +270,7 @@ class OwnerLease:
             except OSError as error:
                 left = self.remaining()
                 if left <= 0:
-                    raise self._lose("renew-failed") from error
+                    raise self.lose("renew-failed") from error
                 _log.warning("lease of %s not renewed, lost in %.1f s: %s", self._root, left, error)
                 return "transient"
             return "ok"
@@ -287,9 +294,7 @@ class OwnerLease:
             if self._lost is None:
                 with suppress(OSError, LeaseLostError):
                     self._remove_record()
-            # Not only close: a child forked without exec has a copy of the descriptor, and would keep the lock.
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
-            os.close(self._fd)
+            unlock(self._fd)
         finally:
             self._io.release()
 
@@ -317,7 +322,7 @@ class OwnerLease:
             )
         # Waiting for a writer that hangs longer than this means that the lease is lost anyway.
         if not self._io.acquire(timeout=max(self.remaining(), 0.0)):
-            raise self._lose("renew-failed")
+            raise self.lose("renew-failed")
         try:
             self._refuse_ended()
             yield
@@ -326,7 +331,7 @@ class OwnerLease:
 
     def _refuse_ended(self) -> None:
         if self._lost is not None:
-            raise self._lose(self._lost)
+            raise self.lose(self._lost)
         if self._released:
             raise NotOwnerError(f"the lease of {str(self._root)!r} was released; acquire a new one")
 
@@ -342,27 +347,33 @@ class OwnerLease:
         return record
 
     def _prove_ours(self) -> None:
-        if not _is_path_of(self._fd, self._root / LOCK_NAME):
-            raise self._lose("lock-lost")
+        if not is_path_of(self._fd, self._root / LOCK_NAME):
+            raise self.lose("lock-lost")
         found = read_record(self._root)
         if found is None:
-            raise self._lose("record-missing")
+            raise self.lose("record-missing")
         if (found.instance_id, found.epoch) != (self.instance_id, self.epoch):
-            raise self._lose("epoch-changed")
+            raise self.lose("epoch-changed")
 
     def _remove_record(self) -> None:
         self._prove_ours()
         if read_epoch_file(self._root) != self.epoch:
             # The record is about to go: without this the epoch would start again at 1.
-            _write_atomic(self._root, EPOCH_NAME, b"%d\n" % self.epoch, self.instance_id, lambda: None)
+            write_atomic(self._root, EPOCH_NAME, b"%d\n" % self.epoch, self.instance_id)
         os.unlink(self._root / RECORD_NAME)
-        _sync_folder(self._root)
+        sync_folder(self._root)
 
     def _replace(self, name: str, data: bytes) -> None:
-        # A write that hung until the loss was declared must not come true after it.
-        _write_atomic(self._root, name, data, self.instance_id, self._refuse_ended)
+        write_atomic(self._root, name, data, self.instance_id, self._still_ours)
 
-    def _lose(self, reason: LossReason) -> LeaseLostError:
+    def _still_ours(self) -> None:
+        # A write that hung until the loss was declared must not come true after it, nor on a successor's record.
+        self._refuse_ended()
+        if not is_path_of(self._fd, self._root / LOCK_NAME):
+            raise self.lose("lock-lost")
+
+    def lose(self, reason: LossReason) -> LeaseLostError:
+        """Declare the lease lost, for a keeper that saw the loss; the error to raise. A first reason stays."""
         if self._lost is None:
             self._lost = reason
         return LeaseLostError(
@@ -371,121 +382,6 @@ class OwnerLease:
             reason=self._lost,
             epoch=self.epoch,
         )
-
-
-async def keep(lease: OwnerLease, on_lost: Callable[[LeaseLostError], object] | None = None) -> None:
-    """Renew ``lease`` every ttl/3 until it is lost, and then raise. Returns when the lease was released.
-
-    Renewals run in a thread of their own, a daemon one: hanging storage blocks neither the event loop nor the exit of
-    the interpreter. The loss is declared no later than ``ttl - margin`` after the last good renewal. One exception: an
-    event loop that did not run at that moment (SIGSTOP, a frozen container) gets one attempt of ``margin`` seconds
-    first, since the lock was held all along. Cancelling stops the renewals and is no loss: release the lease then.
-
-    :param on_lost: called once in the event loop, before the error is raised: stop taking new work there.
-    :raises LeaseLostError: with a :data:`LossReason`.
-    """
-    loop = asyncio.get_running_loop()
-    jobs: _Jobs = queue.SimpleQueue()
-    threading.Thread(target=_renewer, args=(lease, loop, jobs), name="modeld lease renewal", daemon=True).start()
-    interval = lease.record.ttl / 3
-    delay, failing = interval, False
-    try:
-        while True:
-            await asyncio.sleep(delay)
-            left = lease.remaining()
-            outcome = await _attempt(lease, loop, jobs, left if failing else max(left, lease.margin))
-            failing = outcome == "transient"
-            # Halve what is left, so that the last attempts are near the end but do not spin.
-            left = lease.remaining()
-            delay = min(max(left / 2, interval / 10), max(left, 0.0), interval) if failing else interval
-    except NotOwnerError:
-        return
-    except LeaseLostError as error:
-        if on_lost is not None:
-            on_lost(error)
-        raise
-    finally:
-        jobs.put(None)
-
-
-async def _attempt(
-    lease: OwnerLease,
-    loop: asyncio.AbstractEventLoop,
-    jobs: _Jobs,
-    seconds: float,
-) -> _Outcome:
-    job: asyncio.Future[_Outcome] = loop.create_future()
-    jobs.put(job)
-    try:
-        async with asyncio.timeout(seconds):
-            return await job
-    except TimeoutError:
-        raise lease._lose("renew-failed") from None
-
-
-def _renewer(
-    lease: OwnerLease,
-    loop: asyncio.AbstractEventLoop,
-    jobs: _Jobs,
-) -> None:
-    while (job := jobs.get()) is not None:
-        outcome: _Outcome | Exception
-        try:
-            outcome = lease.renew()
-        except Exception as error:
-            outcome = error
-        # The loop may be closed by the time a hanging write returns.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(_settle, job, outcome)
-
-
-def _settle(job: asyncio.Future[_Outcome], outcome: _Outcome | Exception) -> None:
-    if job.done():  # timed out or cancelled
-        return
-    if isinstance(outcome, Exception):
-        job.set_exception(outcome)
-    else:
-        job.set_result(outcome)
-
-
-def _lock(root: Path) -> int:
-    """A descriptor that holds the exclusive lock of ``root``, and is the file that its path names."""
-    path = root / LOCK_NAME
-    give_up = time.monotonic() + _ACQUIRE_PATIENCE
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Unlinked between open and flock: what was locked is nobody's lock any more.
-            if _is_path_of(fd, path):
-                return fd
-        except BlockingIOError:
-            pass
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
-        if time.monotonic() >= give_up:
-            raise _held(root)
-        time.sleep(_ACQUIRE_POLL)
-
-
-def _held(root: Path) -> OwnerHeldError:
-    record = None
-    with suppress(OSError):
-        record = read_record(root)
-    advice = "use that node, stop it with `modeld stop`, or choose another folder with --data-root"
-    if record is None:
-        message = f"another process, whose record cannot be read, owns {str(root)!r}; {advice}"
-        return OwnerHeldError(message, pid=0, endpoint="", epoch=0)
-    where = f"answers at {record.endpoint}" if record.endpoint else "is still starting"
-    return OwnerHeldError(
-        f"process {record.pid} ({record.command[:100]!r}) owns {str(root)!r} in epoch {record.epoch} and {where}; "
-        f"{advice}",
-        pid=record.pid,
-        endpoint=record.endpoint,
-        epoch=record.epoch,
-    )
 
 
 def _first_record(
@@ -527,40 +423,3 @@ def _encode(record: OwnerRecord) -> bytes:
 def _text(value: str) -> str:
     """Names from the system may hold bytes that are no UTF-8, which JSON cannot."""
     return value.encode("utf-8", "backslashreplace").decode()
-
-
-def _is_path_of(fd: int, path: Path) -> bool:
-    try:
-        named = os.stat(path, follow_symlinks=False)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return os.path.samestat(os.fstat(fd), named)
-
-
-def _write_atomic(folder: Path, name: str, data: bytes, nonce: str, still: Callable[[], None]) -> None:
-    """Replace ``folder/name`` (0600) as a whole, on disk when this returns.
-
-    :param nonce: keeps the temporary files of two writers apart. :param still: raises to stop short of the rename.
-    """
-    temporary = folder / f"{name}.{nonce}.tmp"
-    try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-        still()
-        os.replace(temporary, folder / name)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -245,9 +245,18 @@ def socket_path(data_root: DataRoot) -> Path:
         return plain
     # The real path, so that every name of the folder leads to the same socket.
     digest = hashlib.sha256(os.fsencode(os.path.realpath(data_root))).hexdigest()[:16]
-    folder = _runtime_base() / f"modeld-{digest}"
+    return runtime_folder(digest) / SOCKET_NAME
+
+
+def runtime_folder(name: str) -> Path:
+    """``modeld-<name>`` in the per-user runtime directory; it is created, 0700.
+
+    :param name: at most 16 characters. :raises NodeError: somebody else made that folder, or may write in it.
+    :raises OSError: it cannot be made.
+    """
+    folder = _runtime_base() / f"modeld-{name}"
     _make_private(folder)
-    return folder / SOCKET_NAME
+    return folder
 
 
 def refuse_network_file_system(path: DataRoot) -> None:
@@ -390,7 +399,7 @@ def _make_private(folder: Path) -> None:
         os.chmod(folder, 0o700)
         return
     raise NodeError(
-        f"no socket is put in {str(folder)!r}: it {problem}; remove it, or set XDG_RUNTIME_DIR to a folder of yours",
+        f"{str(folder)!r} is not used: it {problem}; remove it, or set XDG_RUNTIME_DIR to a folder of yours",
         path=str(folder),
     )
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import msgspec
 
 from modeld.engine.protocol import Decode, Explain, Fork, Prefix, Restore, Snapshot, Suffix, Turn
-from modeld.errors import SessionClosedError
+from modeld.errors import ModeldError, SessionClosedError
 from modeld.node.engine_process import EngineStream
 from modeld.node.sessions import SessionRecord
 from modeld.node.slot import Residency
@@ -105,6 +106,10 @@ class NodeSession:
     async def snapshot(self) -> SnapshotInfo:
         """See :meth:`modeld.session.Session.snapshot`."""
         self._require_open()
+        # Shielded: who gives up must not leave a file behind that nobody knows of.
+        return await asyncio.shield(asyncio.ensure_future(self._snapshot()))
+
+    async def _snapshot(self) -> SnapshotInfo:
         async with self._node.bound(self._handle) as bound:
             draft = await asyncio.to_thread(self._node.snapshots.draft)
             request = Snapshot(self._id(bound), bound.record.key, str(draft))
@@ -169,6 +174,7 @@ class NodeStream:
         self._stream: EngineStream | None = None
         self._ready: deque[StreamPart] = deque()
         self._cancelled: EndPart | None = None
+        self._told = False
 
     def __aiter__(self) -> AsyncIterator[StreamPart]:
         return self
@@ -187,12 +193,14 @@ class NodeStream:
             self._ready.clear()
             return parts
         if self._stopped():
-            return []
+            end, self._told = ([] if self._told else self._stopped()), True
+            return end
         try:
             stream = self._stream or await self._start()
         except asyncio.CancelledError:
             if not self._stopped():
                 raise
+            self._told = True
             return self._stopped()
         return await stream.next_batch()
 
@@ -235,7 +243,9 @@ class NodeStream:
         if self._stream is None:
             await self.cancel()
         elif not self._stream.end.done():
-            await asyncio.wait([asyncio.ensure_future(self._stream.cancel())])
+            # Whoever reads the stream hears how it failed; here only its end matters.
+            with suppress(ModeldError):
+                await self._stream.cancel()
 
     def __del__(self) -> None:
         # Forgotten in the middle: without this the engine would hold the session's place for ever.

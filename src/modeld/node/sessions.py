@@ -6,7 +6,7 @@ import time
 
 from modeld.engine.protocol import Open, Tape
 from modeld.session.manifest import Manifest
-from modeld.session.values import ModelRef, SessionConfig, SessionInfo
+from modeld.session.values import ModelRef, SessionClass, SessionConfig, SessionInfo
 from modeld.types import ReuseReason
 
 SessionKey = tuple[str, str, str]
@@ -28,6 +28,8 @@ class SessionRecord:
         self.generation = 0
         self.lost: ReuseReason = "engine_lost"
         self.fatal = False
+        # Class and pin as the engine knows them.
+        self.told: tuple[SessionClass, bool] = ("main", False)
         self.active = 0
         self.last_used = time.time()
 
@@ -79,14 +81,19 @@ class SessionRegistry:
 
     def introduce(self, record: SessionRecord, generation: int, manifest: Manifest, window: int) -> Open | None:
         """What to tell the engine before the record's first request of this generation."""
+        config = record.config
         if record.generation == generation and not record.fatal:
-            return None
+            if record.told == (config.session_class, config.pin):
+                return None
+            record.told = (config.session_class, config.pin)
+            return Open(record.key, session_class=config.session_class, pin=config.pin)
         lost: ReuseReason = record.lost if record.manifest in (None, manifest) else "model_changed"
         record.generation, record.manifest, record.window, record.hot = generation, manifest, window, 0
         if record.fatal:
             record.fatal, record.tape = False, []
         tape = tuple(record.tape)
-        return Open(record.key, tape, lost, record.config.session_class, record.config.pin)
+        record.told = (config.session_class, config.pin)
+        return Open(record.key, tape, lost, config.session_class, config.pin)
 
     def tape_changed(self, tape: Tape) -> None:
         """The engine tells what is on a tape now."""

@@ -15,7 +15,7 @@ from time import monotonic
 from msgspec import Struct
 
 from modeld.engine.protocol import Hello, Ready
-from modeld.errors import EngineCrashedError, ModeldError
+from modeld.errors import EngineCrashedError, ModeldError, NodeError
 from modeld.node.engine_process import EngineProcess
 from modeld.node.store import ResolvedModel
 from modeld.session.values import ModelRef, Plan, SlotState
@@ -80,6 +80,7 @@ class Slot:
         self._waiters: deque[_Waiter] = deque()
         self._change: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._refusal: ModeldError | None = None
 
     @asynccontextmanager
     async def use(self, want: Want) -> AsyncIterator[Residency]:
@@ -104,7 +105,8 @@ class Slot:
         await self._wait(None)
 
     async def close(self) -> None:
-        """End the engine now; running calls fail."""
+        """End the engine now. Calls that run, wait or come fail."""
+        self.refuse(NodeError("the node is closing; connect to the next one"))
         if self._timer is not None:
             self._timer.cancel()
         if self._change is not None:
@@ -112,10 +114,21 @@ class Slot:
             await asyncio.gather(self._change, return_exceptions=True)
         if self.resident is not None:
             await self.resident.engine.stop()
+            self.resident = None
+        self._be("empty")
+
+    def refuse(self, error: ModeldError) -> None:
+        """Serve nobody from now on: who waits, who uses the model and who comes gets ``error``."""
+        self._refusal = error
         for _, future in self._waiters:
-            future.cancel()
+            if not future.done():
+                future.set_exception(error)
+        if self.resident is not None:
+            self.resident.engine.refuse(error)
 
     async def _wait(self, want: Want | None) -> Residency | None:
+        if self._refusal is not None:
+            raise self._refusal
         future: asyncio.Future[Residency | None] = asyncio.get_running_loop().create_future()
         self._waiters.append((want, future))
         self._pump()
@@ -148,7 +161,7 @@ class Slot:
 
     def _pump(self) -> None:
         """Serve from the head of the queue as far as that goes."""
-        while self._waiters and self._change is None:
+        while self._waiters and self._change is None and self._refusal is None:
             want, future = self._waiters[0]
             if future.done():
                 self._waiters.popleft()

@@ -6,8 +6,11 @@ import asyncio
 import contextlib
 import importlib.util
 import logging
+import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 from msgspec import Struct
 
@@ -18,9 +21,16 @@ from modeld.node.owner import OwnerLease, keep
 from modeld.node.record import OwnerRecord, socket_path
 from modeld.transport.grpc.server import GrpcServer
 from modeld.transport.methods import PROTOCOL
+from modeld.transport.security import Listener, make_listener
 
 DRAIN_SECONDS = 5.0
 """How long a stopping node lets running calls finish."""
+
+LOST_GRACE = 0.5
+"""After the loss of the lease running calls end by themselves, with ``lease_lost``: time for these errors to leave."""
+
+LOST_SECONDS = 5.0
+"""A process that lost the lease has ended by then, even where a thread hangs in storage."""
 
 log = logging.getLogger("modeld.host")
 
@@ -29,11 +39,15 @@ class HostConfig(Struct, frozen=True, kw_only=True):
     """How to serve.
 
     :param listen: host and port for gRPC over TCP besides the unix socket.
+    :param tls: of TCP; ``None``: beyond loopback. :param tls_cert: PEM, with ``tls_key``, instead of a self-made one.
     :param lease_ttl: seconds the owner record may stand still.
     """
 
     node: NodeConfig
     listen: tuple[str, int] | None = None
+    tls: bool | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     lease_ttl: float = 10.0
 
 
@@ -43,6 +57,7 @@ async def hosted(config: HostConfig, stop: Callable[[], None]) -> AsyncIterator[
 
     :param stop: called when a client asked the node to shut down.
     :raises OwnerHeldError: another process owns the data root.
+    :raises OwnerWedgedError: one that stands still does, and it may not be ended from here.
     """
     types = servable_types(allow_fake=config.node.allow_fake)
     lease = await asyncio.to_thread(
@@ -53,6 +68,7 @@ async def hosted(config: HostConfig, stop: Callable[[], None]) -> AsyncIterator[
         serves=types,
         protocol=PROTOCOL,
         version=__version__,
+        evict=True,
     )
     publisher = _Publisher(lease)
     node = Node(
@@ -60,10 +76,12 @@ async def hosted(config: HostConfig, stop: Callable[[], None]) -> AsyncIterator[
     )
     server = GrpcServer(node, instance_id=lease.instance_id, epoch=lease.epoch, on_shutdown=stop)
     try:
-        node.endpoints = await server.start(socket_path(config.node.data_root), config.listen)
+        node.endpoints = await server.start(
+            socket_path(config.node.data_root), await asyncio.to_thread(_listener, config)
+        )
         yield node, await asyncio.to_thread(lease.publish, endpoints=node.endpoints), lease
     finally:
-        await server.stop(0.0 if lease.lost else DRAIN_SECONDS)
+        await server.stop(LOST_GRACE if lease.lost else DRAIN_SECONDS)
         await node.aclose()
         await publisher.aclose()
         await asyncio.to_thread(lease.release)
@@ -72,26 +90,69 @@ async def hosted(config: HostConfig, stop: Callable[[], None]) -> AsyncIterator[
 async def serve(config: HostConfig, ready: Callable[[OwnerRecord], None]) -> None:
     """Serve until SIGTERM, SIGINT, a client's shutdown, or the loss of the lease.
 
+    Running calls then have :data:`DRAIN_SECONDS`, new ones are refused. A second signal ends the process at once: the
+    kernel frees the lock and ends the engine.
+
+    A lost lease ends running streams with ``lease_lost`` and refuses new calls at once. Where stopping then hangs, the
+    process is ended after :data:`LOST_SECONDS`, with the exit code of a lost lease: call this as a program's last act.
+
     :param ready: called once clients can connect.
     :raises OwnerHeldError: another process owns the data root.
+    :raises OwnerWedgedError: one that stands still does, and it may not be ended from here.
     :raises LeaseLostError: this process is not the owner any more; everything was stopped.
     """
     stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    async with hosted(config, stopping.set) as (_, record, lease):
-        ready(record)
-        keeper = asyncio.ensure_future(keep(lease))
-        waiter = asyncio.ensure_future(stopping.wait())
-        try:
-            await asyncio.wait({keeper, waiter}, return_when=asyncio.FIRST_COMPLETED)
+    _stop_on_signal(stopping)
+    tasks: list[asyncio.Task[object]] = []
+    try:
+        async with hosted(config, stopping.set) as (node, record, lease):
+
+            def lost(error: LeaseLostError) -> None:
+                node.refuse(error)
+                _exit_after(LOST_SECONDS, error)
+
+            ready(record)
+            keeper, waiter = asyncio.ensure_future(keep(lease, lost)), asyncio.ensure_future(stopping.wait())
+            tasks += keeper, waiter
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if keeper.done():
                 await keeper
-        finally:
-            for task in (keeper, waiter):
-                task.cancel()
-            await asyncio.gather(keeper, waiter, return_exceptions=True)
+    finally:
+        # Not before: a node that drains must renew, or a contender would end it.
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _exit_after(seconds: float, error: LeaseLostError) -> None:
+    log.error("%s", error)
+    # Its own thread: the loop may wait for a thread that storage never lets go.
+    timer = threading.Timer(seconds, os._exit, (error.exit_code,))
+    timer.daemon = True
+    timer.start()
+
+
+def _stop_on_signal(stopping: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+
+    def stop() -> None:
+        stopping.set()
+        for number in numbers:
+            loop.remove_signal_handler(number)
+            # The kernel's own: it needs no loop that still turns.
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in numbers:
+        loop.add_signal_handler(number, stop)
+
+
+def _listener(config: HostConfig) -> Listener | None:
+    if config.listen is None:
+        return None
+    return make_listener(
+        config.node.data_root, *config.listen, tls=config.tls, certificate=config.tls_cert, key=config.tls_key
+    )
 
 
 def servable_types(*, allow_fake: bool) -> tuple[str, ...]:

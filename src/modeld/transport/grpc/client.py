@@ -24,6 +24,7 @@ from modeld.session.values import (
     SnapshotInfo,
     SuffixStatus,
 )
+from modeld.transport.grpc.options import NO_ACCESS, Access
 from modeld.transport.grpc.stream import RemoteStream
 from modeld.transport.grpc.wire import Wire
 from modeld.transport.methods import (
@@ -55,13 +56,17 @@ class RemoteNode:
     Nothing is sent before the first call, and only :meth:`prove` finds out who answers. A node that took over since is
     not followed: calls that change something fail with ``stale_epoch``, and connecting again is the caller's.
 
-    :param endpoint: ``unix:/path`` or ``host:port``, one of the record's.
+    :param endpoint: ``unix:/path``, ``HOST:PORT`` or ``modeld+tls://HOST:PORT``, one of the record's.
     :param timeout: seconds that each call, and each stream as a whole, may take; ``None`` is no deadline.
+    :param access: token and certificate, for TCP.
+    :raises TLSRequiredError: the endpoint is plain TCP beyond loopback.
     """
 
-    def __init__(self, endpoint: str, record: OwnerRecord, *, timeout: float | None = None) -> None:
+    def __init__(
+        self, endpoint: str, record: OwnerRecord, *, timeout: float | None = None, access: Access = NO_ACCESS
+    ) -> None:
         self.record = record
-        self._wire = Wire(endpoint, record, timeout)
+        self._wire = Wire(endpoint, record, timeout, access)
 
     async def __aenter__(self) -> Self:
         return self
@@ -80,7 +85,7 @@ class RemoteNode:
         try:
             reply = await self._wire.call("Hello", HelloRequest(nonce=nonce), HelloReply, seconds=seconds)
         except DeadlineExceededError as error:
-            raise self._wire.unreachable(f"the node did not answer within {seconds} s") from error
+            raise self._wire.unreachable(f"the node did not answer within {seconds:g} s") from error
         expected = identity_proof(self.record.instance_id, self.record.epoch, nonce)
         if not hmac.compare_digest(reply.proof, expected):
             raise self._wire.unreachable("somebody else answers: another instance than the owner record names")
@@ -204,7 +209,8 @@ class RemoteSession:
     async def fork(self, name: str, *, workspace: str = "") -> RemoteSession:
         """See :meth:`modeld.session.Session.fork`."""
         request = ForkRequest(handle=self._live_handle(), name=name, workspace=workspace)
-        return RemoteSession(self._wire, await self._wire.call("Fork", request, SessionHandle))
+        made = await self._wire.call("Fork", request, SessionHandle)
+        return RemoteSession(self._wire, msgspec.structs.replace(made, epoch=self._wire.epoch))
 
     async def close(self) -> None:
         """Forget the handle: the node holds nothing for it. Safe to call twice."""
@@ -220,9 +226,10 @@ class RemoteSession:
         return self._handle
 
     def _follow(self, receipt: Receipt) -> None:
-        """Take over the generation that served a call."""
-        if receipt.generation and receipt.generation != self._handle.generation:
-            self._handle = msgspec.structs.replace(self._handle, generation=receipt.generation)
+        """Take over the generation that served a call, and the epoch: its fence let the call pass."""
+        seen = (receipt.generation, self._wire.epoch)
+        if receipt.generation and seen != (self._handle.generation, self._handle.epoch):
+            self._handle = msgspec.structs.replace(self._handle, generation=seen[0], epoch=seen[1])
 
 
 def _model_request(ref: ModelRef | str, config: SessionConfig | None) -> ModelRequest:

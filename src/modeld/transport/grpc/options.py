@@ -1,12 +1,17 @@
-"""Settings of channels and servers, and the targets that endpoints stand for."""
+"""Settings of channels and servers, and the channels that endpoints stand for."""
 
 from __future__ import annotations
 
 from typing import Final
 from urllib.parse import quote
 
+import grpc
+from msgspec import Struct
+
 from modeld.transport.errors import MAX_METADATA
 from modeld.transport.methods import MAX_MESSAGE
+from modeld.transport.pinning import PinnedCertificate
+from modeld.transport.security import AUTHORIZATION, TLS_SCHEME, require_loopback
 
 Options = list[tuple[str, int | str]]
 
@@ -20,6 +25,27 @@ _BOTH: Final = (
 )
 
 _PING_MS: Final = 30_000
+
+
+class Access(Struct, frozen=True, kw_only=True):
+    """What a client shows, and whom it trusts, over TCP. The token is not in ``repr``.
+
+    :param certificate: the only one to trust; ``None``: those that public authorities issued.
+    """
+
+    token: str = ""
+    certificate: PinnedCertificate | None = None
+
+    def __repr__(self) -> str:
+        return f"Access(certificate={self.certificate!r})"
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """To be sent with every call."""
+        return ((AUTHORIZATION, f"Bearer {self.token}"),) if self.token else ()
+
+
+NO_ACCESS: Final = Access()
 
 
 def server_options() -> Options:
@@ -42,8 +68,28 @@ def channel_options() -> Options:
         ("grpc.enable_http_proxy", 0),
         # Without a pool of its own a new channel would wait out the reconnect pause of an older one to the same path.
         ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.default_authority", "localhost"),
     ]
+
+
+def open_channel(endpoint: str, access: Access) -> grpc.aio.Channel:
+    """A channel to ``unix:/path``, ``HOST:PORT`` or ``modeld+tls://HOST:PORT``. It connects at the first call.
+
+    :raises TLSRequiredError: plain TCP beyond loopback.
+    """
+    options = channel_options()
+    if endpoint.startswith(TLS_SCHEME):
+        # A name is only ever a name: without the scheme a host called "unix" would be a path.
+        address = f"dns:///{endpoint.removeprefix(TLS_SCHEME)}"
+        pinned = access.certificate
+        if pinned is not None:
+            # The pin has decided whom we talk to; gRPC cannot be told not to compare names.
+            options += [("grpc.ssl_target_name_override", pinned.name), ("grpc.default_authority", pinned.name)]
+        credentials = grpc.ssl_channel_credentials(pinned.pem if pinned else None)
+        return grpc.aio.secure_channel(address, credentials, options=options)
+    if not endpoint.startswith("unix:"):
+        require_loopback(endpoint.rpartition(":")[0].strip("[]"), "reach a node")
+    options.append(("grpc.default_authority", "localhost"))
+    return grpc.aio.insecure_channel(target(endpoint), options=options)
 
 
 def target(endpoint: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import stat
 import tempfile
@@ -26,6 +25,7 @@ from modeld.errors import EngineProtocolError, InvalidRequestError, NodeError, S
 from modeld.session.contract import ModelService, PartStream, Session
 from modeld.transport.convert import frame_to_bytes, from_bytes, to_bytes
 from modeld.transport.errors import DETAILS_KEY, public_error, to_status
+from modeld.transport.grpc.auth import TokenRequired
 from modeld.transport.grpc.options import server_options, target
 from modeld.transport.methods import (
     EPOCH_KEY,
@@ -50,6 +50,7 @@ from modeld.transport.methods import (
     TurnRequest,
     identity_proof,
 )
+from modeld.transport.security import TLS_SCHEME, Listener, require_loopback
 from modeld.types import EndPart, StreamPart
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -85,7 +86,7 @@ class _Running:
 
 
 class GrpcServer:
-    """Serves a :class:`ModelService` over a unix socket, and TCP on loopback where asked.
+    """Serves a :class:`ModelService` over a unix socket, and over TCP where asked, to those who have the token.
 
     :param instance_id: of the owner; proved to clients, never sent. :param epoch: calls of another one are refused.
     :param on_shutdown: called in the loop once the answer to ``Shutdown`` is out.
@@ -98,42 +99,39 @@ class GrpcServer:
         self._on_shutdown = on_shutdown
         self._streams: dict[str, _Running] = {}
         self._health = health.aio.HealthServicer()
-        self._server: grpc.aio.Server | None = None
+        self._servers: list[grpc.aio.Server] = []
         self._socket: tuple[Path, os.stat_result] | None = None
 
-    async def start(self, unix_path: Path, tcp: tuple[str, int] | None = None) -> tuple[str, ...]:
-        """Listen, and return the endpoints, the unix socket first. Port 0 takes a free one.
+    async def start(self, unix_path: Path, tcp: Listener | None = None) -> tuple[str, ...]:
+        """Listen, and return the endpoints, the unix socket first.
 
         Call it as the owner only: what lies at ``unix_path`` is taken for the socket of a dead one and replaced.
 
-        :raises InvalidRequestError: a TCP address beyond loopback, a path that is no socket or too long, a taken port.
+        :raises TLSRequiredError: a TCP address beyond loopback, without TLS.
+        :raises InvalidRequestError: a path that is no socket or too long, a taken port.
         """
-        if self._server is not None:
+        if self._servers:
             raise InvalidRequestError("this server was started already; make a new one")
-        if tcp is not None:
-            _require_loopback(*tcp)
-        server = grpc.aio.server(options=server_options())
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, self._handlers()),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
         endpoints = [f"unix:{unix_path}"]
+        # Two servers, so that no look at a peer's name decides who needs the token: the file's mode guards the socket.
+        servers = [self._make()]
         if tcp is not None:
-            host = f"[{tcp[0]}]" if ":" in tcp[0] else tcp[0]
-            endpoints.append(f"{host}:{_bind(server, f'{host}:{tcp[1]}')}")
-        with _unix_socket(server, unix_path):
-            await server.start()
-        self._server = server
+            servers.append(self._make(TokenRequired(tcp.token)))
+            endpoints.append(_listen(servers[1], tcp))
+        with _unix_socket(servers[0], unix_path):
+            for server in servers:
+                await server.start()
+        self._servers = servers
         self._socket = (unix_path, os.lstat(unix_path))
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         return tuple(endpoints)
 
     async def stop(self, grace: float | None = None) -> None:
         """Refuse new calls, give running ones ``grace`` seconds, cancel the rest. Safe to call twice."""
-        if self._server is None:
+        if not self._servers:
             return
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(grace)
+        await asyncio.gather(*(server.stop(grace) for server in self._servers))
         if self._socket is not None:
             path, mine = self._socket
             self._socket = None
@@ -141,6 +139,14 @@ class GrpcServer:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.lstat(path), mine):
                     path.unlink()
+
+    def _make(self, *interceptors: grpc.aio.ServerInterceptor) -> grpc.aio.Server:
+        server = grpc.aio.server(interceptors=interceptors, options=server_options())
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, self._handlers()),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        return server
 
     def _handlers(self) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
         calls = self._calls()
@@ -325,25 +331,25 @@ async def _batches(stream: PartStream) -> AsyncIterator[Sequence[StreamPart]]:
             yield (part,)
 
 
-def _require_loopback(host: str, port: int) -> None:
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise InvalidRequestError(
-            f"cannot listen on {host}:{port}: beyond loopback TLS and a token are needed, which come in a "
-            f"later version; use 127.0.0.1",
-            parameter="listen",
-        )
+def _listen(server: grpc.aio.Server, listener: Listener) -> str:
+    """Bind, and return the endpoint."""
+    identity = listener.identity
+    if identity is None:
+        require_loopback(listener.host, "listen")
+        credentials = None
+    else:
+        credentials = grpc.ssl_server_credentials([(identity.key, identity.chain)])
+    port = _bind(server, listener.address, credentials)
+    return ("" if credentials is None else TLS_SCHEME) + f"{listener.address.rpartition(':')[0]}:{port}"
 
 
-def _bind(server: grpc.aio.Server, address: str) -> int:
+def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
     try:
-        port = server.add_insecure_port(address)
+        if credentials is not None:
+            return server.add_secure_port(address, credentials)
+        return server.add_insecure_port(address)
     except RuntimeError as error:
         raise InvalidRequestError(f"cannot listen on {address}: {error}", parameter="listen") from None
-    return port
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from msgspec import Struct
 from modeld.errors import InvalidRequestError, NodeUnreachableError
 from modeld.transport.convert import from_bytes, to_bytes
 from modeld.transport.errors import from_rpc
-from modeld.transport.grpc.options import channel_options, target
+from modeld.transport.grpc.options import NO_ACCESS, Access, open_channel
 from modeld.transport.methods import EPOCH_KEY, MAX_MESSAGE, METHODS
 
 if TYPE_CHECKING:
@@ -27,15 +27,18 @@ class Wire:
     """One channel. It connects at the first call and belongs to the event loop it was made in.
 
     :param timeout: seconds that each call, and each stream as a whole, may take; ``None`` is no deadline.
+    :param access: for TCP.
+    :raises TLSRequiredError: the endpoint is plain TCP beyond loopback.
     """
 
-    def __init__(self, endpoint: str, record: OwnerRecord, timeout: float | None) -> None:
+    def __init__(self, endpoint: str, record: OwnerRecord, timeout: float | None, access: Access = NO_ACCESS) -> None:
         self.endpoint = endpoint
+        self.epoch = record.epoch
         self._pid = record.pid
         self._timeout = timeout
-        self._metadata = ((EPOCH_KEY, str(record.epoch)),)
+        self._metadata = ((EPOCH_KEY, str(record.epoch)), *access.metadata)
         self._closed = False
-        self._channel = channel = grpc.aio.insecure_channel(target(endpoint), options=channel_options())
+        self._channel = channel = open_channel(endpoint, access)
         self._unary: dict[str, grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]] = {
             method.name: channel.unary_unary(method.path) for method in METHODS if method.reply
         }

@@ -1,0 +1,111 @@
+"""Files that only one process may hold: take the kernel lock of a path, and replace a small file as a whole.
+
+The lock is ``flock``: it belongs to the open file description, so a child made by fork without exec shares it, and the
+kernel frees it when the last copy of the descriptor is closed, at the latest by the death of the processes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+# A prober holds a shared lock for microseconds, and a child between fork and exec for some milliseconds.
+_PATIENCE = 0.25
+_POLL = 0.005
+
+
+def lock(path: Path, patience: float = _PATIENCE) -> int | None:
+    """A descriptor (close-on-exec) that holds the exclusive lock of ``path`` and is the file its path names.
+
+    ``None``: somebody else held it for ``patience`` seconds. The file is created, 0600, where it is missing.
+
+    :raises OSError: the file cannot be opened, as a symbolic link or a folder cannot.
+    """
+    give_up = time.monotonic() + patience
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Unlinked between open and flock: what was locked is nobody's lock any more.
+            if is_path_of(fd, path):
+                return fd
+        except BlockingIOError:
+            pass
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+        if time.monotonic() >= give_up:
+            return None
+        time.sleep(_POLL)
+
+
+def unlock(fd: int) -> None:
+    """Free the lock now. Not only close: a child forked without exec has a copy of the descriptor and would keep it."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
+
+
+def is_held(path: Path) -> bool:
+    """Whether somebody holds the lock of ``path``; no file is created. Holds a shared lock for microseconds.
+
+    :raises OSError: the file is there and cannot be opened.
+    """
+    try:
+        # O_NONBLOCK: a planted FIFO must not hang the prober.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        # Closing alone is not enough: a child forked meanwhile by another thread holds a copy until its exec.
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def is_path_of(fd: int, path: Path) -> bool:
+    """Whether ``path`` names the file that ``fd`` has open."""
+    try:
+        named = os.stat(path, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return os.path.samestat(os.fstat(fd), named)
+
+
+def write_atomic(folder: Path, name: str, data: bytes, nonce: str, still: Callable[[], None] = lambda: None) -> None:
+    """Replace ``folder/name`` (0600) as a whole, on disk when this returns.
+
+    :param nonce: keeps the temporary files of two writers apart. :param still: raises to stop short of the rename.
+    :raises OSError: storage failed. Where only the folder's fsync did, the new content is there already.
+    """
+    temporary = folder / f"{name}.{nonce}.tmp"
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        still()
+        os.replace(temporary, folder / name)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in ``folder`` on disk when this returns."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

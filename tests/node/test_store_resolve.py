@@ -23,7 +23,7 @@ from modeld.errors import (
     ModelNotFoundError,
 )
 from modeld.node import store as store_module
-from modeld.node.store import ModelStore, bundled_path, parse_ref
+from modeld.node.store import ModelStore, bundled_path
 from modeld.session.values import ModelRef
 
 OLD = 1_600_000_000
@@ -352,20 +352,21 @@ def test_shards_in_a_folder(root: Path) -> None:
     assert store.resolve(ModelRef(path=str(first))).name == "deep"
 
 
-def test_parse_ref(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_is_a_name_or_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "file").write_text("x")
-    here = str(tmp_path)
-    assert parse_ref("tiny") == ModelRef(name="tiny")
-    assert parse_ref("qwen3:0.6b") == ModelRef(name="qwen3:0.6b")
-    assert parse_ref("file") == ModelRef(path=f"{here}/file")
-    assert parse_ref("x.gguf") == ModelRef(path=f"{here}/x.gguf")
-    assert parse_ref("~/a/../x") == ModelRef(path=f"{here}/x")
-    assert parse_ref("/abs/x") == ModelRef(path="/abs/x")
+    assert ModelRef.of("tiny") == ModelRef(name="tiny")
+    assert ModelRef.of("qwen3:0.6b") == ModelRef(name="qwen3:0.6b")
+    assert ModelRef.of("file") == ModelRef(name="file")
+    assert ModelRef.of("./file") == ModelRef(path=f"{tmp_path}/file")
+    assert ModelRef.of("x.gguf") == ModelRef(path=f"{tmp_path}/x.gguf")
+    assert ModelRef.of("~/x") == ModelRef(path=f"{tmp_path}/x")
+    assert ModelRef.of(ModelRef("n", path="x/y")) == ModelRef("n", path=f"{tmp_path}/x/y")
+    assert ModelRef.of("/abs/x") == ModelRef(path="/abs/x")
 
 
-@pytest.mark.parametrize("text", ["", ".x", "..", "a\0b", "x" * 5000, "\udcff", "/\udcff/x.gguf", "a\nb", "a\0.gguf"])
-def test_parse_ref_refuses_what_is_neither(text: str) -> None:
+@pytest.mark.parametrize("text", ["", "a\0b", "x" * 5000, "\udcff", "/\udcff/x.gguf", "a\nb", "a\0.gguf"])
+def test_text_that_is_neither_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequestError):
-        parse_ref(text)
+        ModelRef.of(text)

@@ -28,11 +28,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_BEFORE: tuple[Callable[..., int], ...] = (serve, run, status, ps, who, models, describe, load, unload, stop)
-_AFTER: tuple[Callable[..., int], ...] = (token, install_service, doctor, version)
+_COMMANDS: tuple[Callable[..., int], ...] = (
+    *(serve, run, status, ps, who, models, describe, load, unload, stop),
+    *(token, install_service, doctor, version),
+)
 
-for _command in _BEFORE:
-    app.command(_command.__name__)(guarded(_command))
-app.add_typer(backends, name="backends")
-for _command in _AFTER:
+for _command in _COMMANDS:
     app.command(_command.__name__.replace("_", "-"))(guarded(_command))
+app.add_typer(backends, name="backends")

@@ -48,10 +48,10 @@ def root_of(data_root: Path | None) -> Path:
 def model_of(text: str) -> ModelRef:
     """The model that MODEL means. Wrong usage where it can be neither name nor path."""
     from modeld.cli.errors import usage
-    from modeld.node.store import parse_ref
+    from modeld.session.values import ModelRef
 
     with usage():
-        return parse_ref(text)
+        return ModelRef.of(text)
 
 
 def parse_duration(text: str) -> float:

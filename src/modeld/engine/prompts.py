@@ -74,7 +74,7 @@ class Prompts:
         if len(prompt.ids) > self._window:
             raise ContextOverflowError(
                 f"the {stage} is {len(prompt.ids)} tokens and the session holds {self._window}: nothing was cut; "
-                "shorten the conversation or open the session with a larger context",
+                "shorten the conversation, or open the session with a larger context where the model allows it",
                 stage=stage,
                 resident=shared,
                 additional=len(prompt.ids) - shared,

@@ -18,16 +18,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from modeld.chat.template import ChatTemplate
 from modeld.engine.backend import Backend, Runtime
 from modeld.engine.control import Control
-from modeld.engine.prompts import Prompts
 from modeld.engine.protocol import Cancel, Failed, FrameReader, Hello, Load, Ready, Reply, Request, encode
 from modeld.engine.runtimes import load_runtime
-from modeld.engine.scheduler import Scheduler
 from modeld.errors import EngineProtocolError, ModelBusyError, ModeldError
 from modeld.session.manifest import Manifest
+
+if TYPE_CHECKING:
+    from modeld.engine.scheduler import Scheduler
 
 EXIT_ORPHANED = 71
 EXIT_PROTOCOL = 76
@@ -80,6 +81,11 @@ def _load(
     inbox: queue.SimpleQueue[Request],
     control: Control,
 ) -> Scheduler:
+    # Not before: with the engine's packages missing, the runtime is what says how to get them.
+    from modeld.chat.template import ChatTemplate
+    from modeld.engine.prompts import Prompts
+    from modeld.engine.scheduler import Scheduler
+
     backend: Backend = runtime.load(request)
     control.bind(backend)
     template = ChatTemplate(backend.template_source, bos=backend.bos, eos=backend.eos)

@@ -99,6 +99,7 @@ class Node:
         config = config or SessionConfig()
         want = await self._want(ref, config)
         async with self._slot.use(want) as residency:
+            self._expire(residency)
             record = self._registry.open(want.model.ref, config)
             if record.fatal and record.generation == residency.generation:
                 # Opening is how a session that could not go on starts anew.
@@ -197,6 +198,7 @@ class Node:
     async def sessions(self) -> list[SessionInfo]:
         """See :meth:`modeld.session.ModelService.sessions`."""
         resident = self._slot.resident
+        self._expire(resident)
         generation = resident.generation if resident else 0
         pid = resident.engine.pid if resident else 0
         return [record.info(generation, pid) for record in self._registry.latest_first()]
@@ -310,6 +312,13 @@ class Node:
         if opening is not None:
             residency.engine.tell(opening)
 
+    def _expire(self, residency: Residency | None) -> None:
+        """Forget the sessions whose own ttl has passed."""
+        for record in self._registry.expired():
+            if residency is not None and record.generation == residency.generation:
+                # Not waited for: nobody can ask for the session by this key any more.
+                residency.engine.send(Forget(residency.engine.next_id(), record.key))
+
     def _handle(self, record: SessionRecord, residency: Residency) -> SessionHandle:
         return SessionHandle(
             workspace=record.config.workspace,
@@ -323,14 +332,7 @@ class Node:
     # Loading
 
     async def _resolve(self, ref: ModelRef | str) -> ResolvedModel:
-        named = ModelRef(ref) if isinstance(ref, str) else ref
-        return await asyncio.to_thread(self._find, named)
-
-    def _find(self, ref: ModelRef) -> ResolvedModel:
-        if ref.path:
-            # A relative path is one of this process; clients elsewhere send absolute ones.
-            ref = msgspec.structs.replace(ref, path=os.path.abspath(ref.path))
-        return self.store.resolve(ref)
+        return await asyncio.to_thread(lambda: self.store.resolve(ModelRef.of(ref)))
 
     async def _want(self, ref: ModelRef | str, config: SessionConfig) -> Want:
         return Want(await self._resolve(ref), config.context, config.kv_type)

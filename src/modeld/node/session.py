@@ -95,8 +95,12 @@ class NodeSession:
         async with self._node.bound(self._handle) as bound:
             request = Explain(self._id(bound), bound.record.key)
             report = await bound.residency.engine.call(request, ContextReport)
+            last = report.last_receipt
+            if last is not None:
+                last = msgspec.structs.replace(last, generation=bound.residency.generation)
             return msgspec.structs.replace(
                 report,
+                last_receipt=last,
                 workspace=self._handle.workspace,
                 name=self._handle.name,
                 model=self._handle.ref.name,

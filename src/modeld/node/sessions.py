@@ -59,6 +59,7 @@ class SessionRegistry:
     def __init__(self) -> None:
         self._by_name: dict[SessionKey, SessionRecord] = {}
         self._by_key: dict[int, SessionRecord] = {}
+        self._keys = 0
         self.cells_used = 0
 
     def __len__(self) -> int:
@@ -73,7 +74,8 @@ class SessionRegistry:
         key = (config.workspace, config.name, ref.digest)
         record = self._by_name.get(key)
         if record is None:
-            record = SessionRecord(len(self._by_key) + 1, ref, config)
+            self._keys += 1
+            record = SessionRecord(self._keys, ref, config)
             self._by_name[key] = record
             self._by_key[record.key] = record
         record.ref, record.config = ref, config
@@ -116,6 +118,15 @@ class SessionRegistry:
         for record in self._by_key.values():
             if record.hot:
                 record.hot, record.lost = 0, why
+
+    def expired(self) -> list[SessionRecord]:
+        """Take out, and give, the records whose own ttl has passed since their last use."""
+        now = time.time()
+        gone = [r for r in self._by_key.values() if r.config.ttl and not r.active and now - r.last_used > r.config.ttl]
+        for record in gone:
+            del self._by_key[record.key]
+            del self._by_name[record.config.workspace, record.config.name, record.ref.digest]
+        return gone
 
     def latest_first(self) -> list[SessionRecord]:
         """All records, the last used first."""

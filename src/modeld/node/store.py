@@ -77,21 +77,6 @@ class _Digest(Struct, frozen=True, array_like=True):
     digest: str
 
 
-def parse_ref(text: str) -> ModelRef:
-    """The model that a person means: the path of a file, or what has a ``/`` or ends in ``.gguf``; else a name.
-
-    A path is made absolute. A bare word that is also a file in the current folder is that file.
-
-    :raises InvalidRequestError: neither.
-    """
-    if not _is_utf8(text):
-        raise InvalidRequestError(f"A model's name or path must be UTF-8, not {text[:40]!r}.", parameter="name")
-    path = os.path.expanduser(text)
-    if text and "\0" not in text and ("/" in text or text.endswith(".gguf") or os.path.isfile(path)):
-        return ModelRef(path=os.path.abspath(path))
-    return ModelRef(name=_checked_name(text))
-
-
 class ModelStore:
     """Finds models and proves which they are. Safe to use from several threads.
 

@@ -128,6 +128,8 @@ class ModelService(Protocol):
     async def open_session(self, ref: ModelRef | str, config: SessionConfig | None = None) -> Session:
         """Open, or come back to, the session named by ``config`` on a model, loading the model if it is not resident.
 
+        Text as ``ref`` is taken as :meth:`ModelRef.of` says.
+
         Another model that is resident is switched out as soon as none of its calls runs.
         """
         ...

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from modeld.errors import InvalidRequestError
 from modeld.session.manifest import Manifest, Segment
@@ -15,8 +16,12 @@ SessionClass = Literal["main", "subagent", "side"]
 KVType = Literal["f16", "q8_0", "q4_0"]
 
 
+def _is_unicode(text: str) -> bool:
+    return not any(0xD800 <= ord(c) < 0xE000 for c in text)
+
+
 def _check_name(kind: str, value: str) -> None:
-    if not value or len(value) > 200 or any(ord(c) < 32 or ord(c) == 127 for c in value):
+    if not value or not _is_unicode(value) or len(value) > 200 or any(ord(c) < 32 or ord(c) == 127 for c in value):
         raise InvalidRequestError(f"a {kind} is 1 to 200 printable characters, not {value[:40]!r}", parameter=kind)
 
 
@@ -38,8 +43,22 @@ class ModelRef(Struct, frozen=True, omit_defaults=True):
             raise InvalidRequestError("a model reference needs a name or a path", parameter="name")
         if self.name:
             _check_name("model name", self.name)
-        if "\0" in self.path:
-            raise InvalidRequestError("a model path must not hold a null character", parameter="path")
+        if "\0" in self.path or not _is_unicode(self.path):
+            raise InvalidRequestError("a model path is Unicode text without null characters", parameter="path")
+
+    @classmethod
+    def of(cls, model: ModelRef | str) -> ModelRef:
+        """The model that a person means: text with a ``/``, or that ends in ``.gguf``, is a path; other text is a name.
+
+        Paths are made absolute, relative ones from the current folder. No file is looked at.
+
+        :raises InvalidRequestError: neither a name nor a path.
+        """
+        if isinstance(model, str):
+            model = cls(path=model) if "/" in model or model.endswith(".gguf") else cls(model)
+        if not model.path:
+            return model
+        return structs.replace(model, path=str(Path(model.path).expanduser().absolute()))
 
 
 class SessionConfig(Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -50,7 +69,7 @@ class SessionConfig(Struct, frozen=True, omit_defaults=True, kw_only=True):
     :param kv_type: type of the KV cells; part of the manifest.
     :param session_class: what the session is for; weighs in what leaves memory first.
     :param pin: its KV is the last to leave.
-    :param ttl: seconds after last use when its KV may go; 0 is the node's default.
+    :param ttl: seconds after its last use when the node forgets the session; 0 is never.
     :raises InvalidRequestError: a value outside its range.
     """
 

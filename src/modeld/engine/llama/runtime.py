@@ -37,7 +37,9 @@ class LlamaRuntime:
             from llama_cpp import llama_cpp as native
         except ImportError as error:
             raise MissingDependencyError(
-                f"the llama engine needs llama-cpp-python ({error}): pip install 'modeld[llama]'", extra="llama"
+                f"the llama engine is not installed ({error}): pip install llama-cpp-python jinja2, or install modeld "
+                "with its extra llama",
+                extra="llama",
             ) from error
         self.native: Any = native
         self._log: deque[str] = deque(maxlen=20)

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         TokenMissingError,
         TokenWrongError,
     )
+    from modeld.remote import connect_remote
     from modeld.session import (
         ContextReport,
         EngineStatus,
@@ -190,6 +191,7 @@ __all__ = [
     "available",
     "backend",
     "connect",
+    "connect_remote",
     "describe",
     "open_session",
     "parse_think",
@@ -248,6 +250,7 @@ _MODULES: Final = {
         "TokenMissingError",
         "TokenWrongError",
     ),
+    "modeld.remote": ("connect_remote",),
     "modeld.session": (
         "ContextReport",
         "EngineStatus",

@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 from modeld.errors import (
     DeadlineExceededError,
     ModeldError,
+    NodeError,
     NodeNotRunningError,
     NodeStaleError,
 )
@@ -181,11 +182,14 @@ class _Starter:
     async def start(self) -> None:
         """Start a node, unless one that was started is on its way.
 
-        :raises ModeldError: it ended at once. :raises OSError: it could not be started.
+        :raises ModeldError: it could not be started, or ended at once.
         """
         failure, self._failure = self._failure, None
         if failure is not None:
-            raise failure
+            raise NodeError(
+                f"no node can be started in {str(self._root)!r}: {failure}; mend that or choose another data root",
+                data_root=str(self._root),
+            ) from failure
         child = self._child
         if child is not None and child.returncode not in (None, _OWNER_HELD):
             self._child = None

@@ -165,7 +165,7 @@ def test_doctor_survives_a_native_library_that_aborts(command: CommandLine) -> N
     done = command("doctor", "--json", env={"PYTHONPATH": path})
     (llama,) = [check for check in done.json["checks"] if check["name"] == "llama"]
     assert llama["state"] == "fail"
-    assert "pip install 'modeld[llama]'" in llama["message"]
+    assert "pip install llama-cpp-python" in llama["message"]
 
 
 def test_doctor_fails_on_a_folder_that_others_may_write(command: CommandLine) -> None:

@@ -63,17 +63,17 @@ def take(root: str, engine_pid: int = 0) -> DeviceLease:
 
 
 def test_the_holder_is_named_and_release_frees(runtime: Path) -> None:
-    lease = take("/root/a")
-    with pytest.raises(DeviceBusyError, match=r"CUDA0 is held by process .*'/root/a'") as caught:
-        take("/root/b")
-    assert (caught.value.device, caught.value.pid, caught.value.data_root) == ("CUDA0", os.getpid(), "/root/a")
+    lease = take("/data/a")
+    with pytest.raises(DeviceBusyError, match=r"CUDA0 is held by process .*'/data/a'") as caught:
+        take("/data/b")
+    assert (caught.value.device, caught.value.pid, caught.value.data_root) == ("CUDA0", os.getpid(), "/data/a")
     (holder,) = device_holders()
     assert holder == lease.record
     assert (holder.id, holder.epoch, holder.instance_id) == ("GPU-4c5d-1", 3, "i")
     lease.release()
     lease.release()
     assert device_holders() == ()
-    take("/root/b").release()
+    take("/data/b").release()
     modes = {path.name: path.stat().st_mode & 0o777 for path in (runtime / "modeld-devices").iterdir()}
     assert set(modes.values()) == {0o600}
     assert list(modes) == [lease_name(GPU) + ".lock"]
@@ -99,9 +99,9 @@ def test_any_name_makes_a_safe_file_name(device: Device, start: str) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"pid": 1}', b"\xff"])
 def test_a_damaged_record_of_a_dead_holder_is_no_obstacle(runtime: Path, content: bytes) -> None:
-    take("/root/a").release()
+    take("/data/a").release()
     (runtime / "modeld-devices" / (lease_name(GPU) + ".json")).write_bytes(content)
-    take("/root/b").release()
+    take("/data/b").release()
 
 
 def crash(lease: DeviceLease) -> None:
@@ -114,23 +114,23 @@ def test_the_engine_of_a_dead_holder_is_waited_for(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(device_module, "ENGINE_SECONDS", 0.3)
     engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        crash(take("/root/a", engine.pid))
+        crash(take("/data/a", engine.pid))
         with pytest.raises(DeviceBusyError, match="still runs after") as caught:
-            take("/root/b")
+            take("/data/b")
         assert caught.value.pid == engine.pid
     finally:
         engine.kill()
     # Not reaped: a zombie holds no memory.
-    take("/root/b").release()
+    take("/data/b").release()
     engine.wait()
 
 
 def test_a_recycled_engine_pid_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(device_module, "process_start_time", lambda pid: 1)
-        crash(take("/root/a"))
+        crash(take("/data/a"))
     started = time.monotonic()
-    take("/root/b").release()
+    take("/data/b").release()
     assert time.monotonic() - started < 1
 
 
@@ -176,7 +176,7 @@ async def test_the_processor_needs_no_lease(nodes: list[Node], monkeypatch: pyte
 
 @pytest.mark.anyio
 async def test_a_load_that_was_cancelled_keeps_no_lease() -> None:
-    keeper, gone = DeviceKeeper(Path("/root/a"), "i", 1), asyncio.Event()
+    keeper, gone = DeviceKeeper(Path("/data/a"), "i", 1), asyncio.Event()
     task = asyncio.create_task(keeper.take([GPU], os.getpid(), gone))
     await asyncio.sleep(0)
     task.cancel()
@@ -184,7 +184,7 @@ async def test_a_load_that_was_cancelled_keeps_no_lease() -> None:
         await task
     gone.set()
     await keeper.released()
-    await asyncio.to_thread(lambda: take("/root/b").release())
+    await asyncio.to_thread(lambda: take("/data/b").release())
 
 
 @pytest.mark.anyio

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
+from modeld._version import __version__
 from modeld.cli.backends import backends
 from modeld.cli.doctor import doctor
 from modeld.cli.errors import guarded
@@ -32,6 +34,22 @@ _COMMANDS: tuple[Callable[..., int], ...] = (
     *(serve, run, status, ps, who, models, describe, load, unload, stop),
     *(token, install_service, doctor, version),
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"modeld {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    pass
+
 
 for _command in _COMMANDS:
     app.command(_command.__name__.replace("_", "-"))(guarded(_command))

@@ -204,7 +204,7 @@ def _llama() -> Check:
     return Check("llama", "ok", f"{found['build']}; {devices}")
 
 
-_REINSTALL: Final = "install it again: pip install --force-reinstall 'modeld[llama]'"
+_REINSTALL: Final = "install it: pip install --force-reinstall llama-cpp-python jinja2"
 
 
 def _device(device: dict[str, Any]) -> str:

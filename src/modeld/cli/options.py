@@ -15,6 +15,13 @@ from modeld.session.values import KVType
 if TYPE_CHECKING:
     from modeld.session.values import ModelRef
 
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise typer.BadParameter("the folder's name is empty")
+    return Path(text)
+
+
 DataRootOption = Annotated[
     Path | None,
     typer.Option(
@@ -22,6 +29,7 @@ DataRootOption = Annotated[
         metavar="DIR",
         envvar="MODELD_DATA_ROOT",
         help="Folder of the node: its lease, socket, models and log. Default: the platform's user data directory.",
+        parser=_folder,
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON, on one line of stdout.")]

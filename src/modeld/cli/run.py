@@ -20,6 +20,9 @@ from modeld.types import DecodeOptions
 if TYPE_CHECKING:
     from modeld.cli.chat import Chat
 
+_ONE_QUESTION_SECONDS = 60.0
+_TALK_SECONDS = 86400.0
+
 _DEFAULTS = DecodeOptions()
 
 
@@ -32,8 +35,8 @@ def run(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Session whose KV is reused. Default: a new one with a PROMPT, `repl` without. A session keeps KV, "
-            "not text: with a PROMPT the conversation is that prompt alone.",
+            help="Session whose KV is reused. Default: a new one, which the node forgets some time after its last use. "
+            "A session keeps KV, not text: with a PROMPT the conversation is that prompt alone.",
         ),
     ] = None,
     workspace: Annotated[str, typer.Option(metavar="NAME", help="Scope of the session's name.")] = "default",
@@ -77,7 +80,10 @@ def run(
             kv_type=kv_type,
             # Nobody comes back to the session of one question: its KV is the first to leave.
             session_class="side" if prompt is not None and session is None else "main",
+            ttl=0.0 if session is not None else _ONE_QUESTION_SECONDS if prompt is not None else _TALK_SECONDS,
         )
+        if prompt is not None and not prompt.strip():
+            raise InvalidRequestError("the prompt is empty")
     from modeld.cli.chat import Chat, ChatSettings
     from modeld.thinking import parse_think
 
@@ -112,7 +118,8 @@ async def _ask(chat: Chat, prompt: str) -> int:
 
 
 def _session_name(prompt: str | None) -> str:
-    return "repl" if prompt is None else f"run-{os.getpid()}-{secrets.token_hex(4)}"
+    # Each terminal has its own: two conversations in one session would cut each other's KV off at every turn.
+    return f"{'talk' if prompt is None else 'run'}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _stdin() -> str:

@@ -83,7 +83,7 @@ class Node:
         self.store = ModelStore(config.data_root, allow_fake=config.allow_fake)
         self.snapshots = SnapshotStore(config.data_root)
         self._instance_id = instance_id
-        self._epoch = epoch
+        self.epoch = epoch
         self._resident_changed = resident_changed
         self._slot = Slot(self._load, self._slot_changed, config.idle_ttl)
         self._registry = SessionRegistry()
@@ -169,7 +169,7 @@ class Node:
         rss = await asyncio.to_thread(_resident_bytes, pids)
         return NodeStatus(
             instance_id=self._instance_id,
-            epoch=self._epoch,
+            epoch=self.epoch,
             pid=os.getpid(),
             version=__version__,
             data_root=str(self.config.data_root),
@@ -253,11 +253,11 @@ class Node:
         return record
 
     async def _bind(self, handle: SessionHandle) -> Bound:
-        if handle.epoch > self._epoch:
+        if handle.epoch > self.epoch:
             raise StaleEpochError(
-                f"epoch {handle.epoch} served this session already, and this owner has {self._epoch}; connect again",
+                f"epoch {handle.epoch} served this session already, and this owner has {self.epoch}; connect again",
                 epoch=handle.epoch,
-                current=self._epoch,
+                current=self.epoch,
             )
         resident = self._slot.resident
         config = SessionConfig(workspace=handle.workspace, name=handle.name)
@@ -277,7 +277,7 @@ class Node:
             raise
 
     def _rebind(self, handle: SessionHandle, residency: Residency, record: SessionRecord) -> Bound:
-        here = handle.epoch == self._epoch  # else the generations of two owners have nothing to do with each other
+        here = handle.epoch == self.epoch  # else the generations of two owners have nothing to do with each other
         if handle.generation > residency.generation and here:
             raise StaleGenerationError(
                 f"the handle is of generation {handle.generation}, which this node never had; open the session again",
@@ -326,7 +326,7 @@ class Node:
             ref=record.ref,
             generation=residency.generation,
             window=residency.ready.window,
-            epoch=self._epoch,
+            epoch=self.epoch,
         )
 
     # Loading

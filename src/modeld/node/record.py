@@ -14,6 +14,7 @@ import hashlib
 import os
 import stat
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -367,10 +368,13 @@ def _runtime_base() -> Path:
     if named is None:
         import platformdirs
 
-        try:
-            named = platformdirs.user_runtime_dir()
-        except PermissionError:
-            named = ""
+        with warnings.catch_warnings():
+            # It warns when it has to make one up; what it names is looked at below all the same.
+            warnings.simplefilter("ignore")
+            try:
+                named = platformdirs.user_runtime_dir()
+            except PermissionError:
+                named = ""
     # What the folder and the socket add to the base: "/modeld-" + 16 + "/modeld.sock".
     room = MAX_SOCKET_BYTES - len("/modeld-") - 16 - len("/" + SOCKET_NAME)
     if os.path.isabs(named) and len(os.fsencode(named)) <= room and os.path.isdir(named):

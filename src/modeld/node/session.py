@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -16,9 +14,10 @@ from modeld.errors import ModeldError, SessionClosedError
 from modeld.node.engine_process import EngineStream
 from modeld.node.sessions import SessionRecord
 from modeld.node.slot import Residency
+from modeld.session.streams import BatchedStream
 from modeld.session.values import ContextReport, PrefixStatus, SessionHandle, SnapshotInfo, SuffixStatus
 from modeld.thinking import parse_think
-from modeld.types import DecodeOptions, EndPart, Message, PartsJoiner, Receipt, StreamPart, Tool, TurnResult, Usage
+from modeld.types import DecodeOptions, EndPart, Message, Receipt, StreamPart, Tool, Usage
 
 if TYPE_CHECKING:
     from modeld.node.node import Node
@@ -140,6 +139,7 @@ class NodeSession:
                 workspace=target.config.workspace,
                 name=target.config.name,
                 generation=bound.residency.generation,
+                epoch=self._node.epoch,
             )
             return NodeSession(self._node, handle)
 
@@ -154,7 +154,7 @@ class NodeSession:
 
     def saw(self, generation: int) -> None:
         """A call ended on this generation."""
-        self._handle = msgspec.structs.replace(self._handle, generation=generation)
+        self._handle = msgspec.structs.replace(self._handle, generation=generation, epoch=self._node.epoch)
 
     def _id(self, bound: Bound) -> int:
         return bound.residency.engine.next_id()
@@ -168,34 +168,19 @@ class NodeSession:
             raise SessionClosedError(f"the handle of session {self._handle.name!r} was closed; open the session again")
 
 
-class NodeStream:
+class NodeStream(BatchedStream):
     """:class:`modeld.session.PartStream` in the node's own process."""
 
     def __init__(self, session: NodeSession, request: RequestMaker) -> None:
+        super().__init__()
         self._session = session
         self._request = request
         self._starting: asyncio.Task[EngineStream] | None = None
         self._stream: EngineStream | None = None
-        self._ready: deque[StreamPart] = deque()
         self._cancelled: EndPart | None = None
         self._told = False
 
-    def __aiter__(self) -> AsyncIterator[StreamPart]:
-        return self
-
-    async def __anext__(self) -> StreamPart:
-        if not self._ready:
-            self._ready.extend(await self.next_batch())
-            if not self._ready:
-                raise StopAsyncIteration
-        return self._ready.popleft()
-
-    async def next_batch(self) -> list[StreamPart]:
-        """All parts that are ready, at least one; empty when the stream is at its end."""
-        if self._ready:
-            parts = list(self._ready)
-            self._ready.clear()
-            return parts
+    async def _read(self) -> list[StreamPart]:
         if self._stopped():
             end, self._told = ([] if self._told else self._stopped()), True
             return end
@@ -207,27 +192,6 @@ class NodeStream:
             self._told = True
             return self._stopped()
         return await stream.next_batch()
-
-    async def batches(self) -> AsyncIterator[list[StreamPart]]:
-        """The parts as they come, all that are ready at once."""
-        while parts := await self.next_batch():
-            yield parts
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def join(self) -> TurnResult:
-        """See :meth:`modeld.session.PartStream.join`."""
-        joiner = PartsJoiner()
-        async for parts in self.batches():
-            for part in parts:
-                joiner.add(part)
-        return joiner.result()
 
     async def cancel(self) -> EndPart:
         """See :meth:`modeld.session.PartStream.cancel`."""

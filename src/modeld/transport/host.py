@@ -134,7 +134,7 @@ def _exit_after(seconds: float, error: LeaseLostError) -> None:
 
 def _stop_on_signal(stopping: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
     def stop() -> None:
         stopping.set()

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
 from modeld.errors import CancelledError, ModeldError, NodeUnreachableError, StaleEpochError
+from modeld.session.streams import BatchedStream
 from modeld.transport.grpc.wire import cancelling
 from modeld.transport.resume import DivergedError, Replay, Transcript
 from modeld.transport.route import LOST, REFUSED, Route
 from modeld.types import (
     EndPart,
-    PartsJoiner,
     ProgressPart,
     Receipt,
     StreamPart,
-    TurnResult,
     Usage,
     WarningPart,
 )
@@ -34,7 +31,7 @@ T = TypeVar("T")
 _MOVED: Final = (*REFUSED, *LOST)
 
 
-class LeaderStream:
+class LeaderStream(BatchedStream):
     """:class:`modeld.session.PartStream` on whoever owns the data root. It starts with the first read.
 
     :param where: the owner to begin on. :param start: makes the stream on an owner.
@@ -51,6 +48,7 @@ class LeaderStream:
         *,
         repeat: bool = False,
     ) -> None:
+        super().__init__()
         self._route = route
         self._where = where
         self._start = start
@@ -63,50 +61,10 @@ class LeaderStream:
         self._transcript = Transcript()
         self._replay: Replay | None = None
         self._prompt_again = 0
-        self._ready: deque[StreamPart] = deque()
         self._reading = asyncio.Lock()
         self._end: EndPart | None = None
         self._failure: ModeldError | None = None
         self._closed = False
-
-    def __aiter__(self) -> AsyncIterator[StreamPart]:
-        return self
-
-    async def __anext__(self) -> StreamPart:
-        if not self._ready:
-            self._ready.extend(await self._read())
-            if not self._ready:
-                raise StopAsyncIteration
-        return self._ready.popleft()
-
-    async def next_batch(self) -> list[StreamPart]:
-        """All parts that one frame brought, at least one; empty when the stream is at its end."""
-        if self._ready:
-            parts = list(self._ready)
-            self._ready.clear()
-            return parts
-        return await self._read()
-
-    async def batches(self) -> AsyncIterator[list[StreamPart]]:
-        """The parts frame by frame."""
-        while parts := await self.next_batch():
-            yield parts
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def join(self) -> TurnResult:
-        """See :meth:`modeld.session.PartStream.join`."""
-        joiner = PartsJoiner()
-        async for parts in self.batches():
-            for part in parts:
-                joiner.add(part)
-        return joiner.result()
 
     async def cancel(self) -> EndPart:
         """See :meth:`modeld.session.PartStream.cancel`.

@@ -233,4 +233,4 @@ class RemoteSession:
 
 
 def _model_request(ref: ModelRef | str, config: SessionConfig | None) -> ModelRequest:
-    return ModelRequest(ref=ModelRef(ref) if isinstance(ref, str) else ref, config=config)
+    return ModelRequest(ref=ModelRef.of(ref), config=config)

@@ -5,22 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections import deque
-from collections.abc import AsyncIterator, Callable
-from types import TracebackType
-from typing import Self, cast
+from collections.abc import Callable
+from typing import cast
 
 import grpc
 from msgspec import Struct
 
 from modeld.errors import CancelledError, InvalidRequestError, ModeldError
+from modeld.session.streams import BatchedStream
 from modeld.transport.convert import frame_from_bytes
 from modeld.transport.grpc.wire import StreamCall, Wire, cancelling
 from modeld.transport.methods import CancelReply, CancelRequest
-from modeld.types import EndPart, PartsJoiner, Receipt, StreamPart, TurnResult, Usage
+from modeld.types import EndPart, Receipt, StreamPart, Usage
 
 
-class RemoteStream:
+class RemoteStream(BatchedStream):
     """A stream of parts from a node.
 
     It starts with the first read. Cancelling the task that reads cancels the whole stream on the node.
@@ -31,57 +30,17 @@ class RemoteStream:
     def __init__(
         self, wire: Wire, method: str, request: Callable[[str], Struct], follow: Callable[[Receipt], None]
     ) -> None:
+        super().__init__()
         self._wire = wire
         self._method = method
         self._request = request
         self._follow = follow
         self._id = uuid.uuid4().hex
         self._call: StreamCall | None = None
-        self._ready: deque[StreamPart] = deque()
         self._reading = asyncio.Lock()
         self._end: EndPart | None = None
         self._failure: ModeldError | None = None
         self._closed = False
-
-    def __aiter__(self) -> AsyncIterator[StreamPart]:
-        return self
-
-    async def __anext__(self) -> StreamPart:
-        ready = self._ready
-        if not ready:
-            ready.extend(await self._read())
-            if not ready:
-                raise StopAsyncIteration
-        return ready.popleft()
-
-    async def next_batch(self) -> list[StreamPart]:
-        """All parts that one frame brought, at least one; empty when the stream is at its end."""
-        if self._ready:
-            parts = list(self._ready)
-            self._ready.clear()
-            return parts
-        return await self._read()
-
-    async def batches(self) -> AsyncIterator[list[StreamPart]]:
-        """The parts frame by frame: where thousands of tokens a second come in, one step for many of them."""
-        while parts := await self.next_batch():
-            yield parts
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def join(self) -> TurnResult:
-        """See :meth:`modeld.session.PartStream.join`."""
-        joiner = PartsJoiner()
-        async for parts in self.batches():
-            for part in parts:
-                joiner.add(part)
-        return joiner.result()
 
     async def cancel(self) -> EndPart:
         """See :meth:`modeld.session.PartStream.cancel`.

@@ -1,0 +1,70 @@
+"""What every stream of parts does with the batches it gets, wherever they come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Self
+
+from modeld.types import PartsJoiner, StreamPart, TurnResult
+
+
+class BatchedStream(ABC):
+    """The reading half of :class:`modeld.session.PartStream`; a subclass brings batches, ``cancel`` and ``aclose``."""
+
+    def __init__(self) -> None:
+        self._ready: deque[StreamPart] = deque()
+        self._joined: TurnResult | None = None
+
+    @abstractmethod
+    async def _read(self) -> list[StreamPart]:
+        """Wait for parts: all that are there, at least one; none after the end part."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """See :meth:`modeld.session.PartStream.aclose`."""
+
+    def __aiter__(self) -> AsyncIterator[StreamPart]:
+        return self
+
+    async def __anext__(self) -> StreamPart:
+        ready = self._ready
+        if not ready:
+            ready.extend(await self._read())
+            if not ready:
+                raise StopAsyncIteration
+        return ready.popleft()
+
+    async def next_batch(self) -> list[StreamPart]:
+        """All parts that are ready, at least one; empty when the stream is at its end."""
+        if self._ready:
+            parts = list(self._ready)
+            self._ready.clear()
+            return parts
+        return await self._read()
+
+    async def batches(self) -> AsyncIterator[list[StreamPart]]:
+        """The parts as they come, all that are ready at once: where thousands of tokens a second come, one step for
+        many of them."""
+        while parts := await self.next_batch():
+            yield parts
+
+    async def join(self) -> TurnResult:
+        """See :meth:`modeld.session.PartStream.join`. Called again, it gives the same result."""
+        if self._joined is None:
+            joiner = PartsJoiner()
+            async for parts in self.batches():
+                for part in parts:
+                    joiner.add(part)
+            self._joined = joiner.result()
+        return self._joined
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
 
     from modeld.node.device import DeviceRecord
     from modeld.node.record import OwnerRecord, OwnerState
-    from modeld.session.values import NodeStatus
+    from modeld.session.values import ClientInfo, NodeStatus
 
 _ANSWER_SECONDS: Final = 3.0
 
 
 def who(data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
-    """Name the owner of the data root, its engine with its memory, and who holds which accelerator.
+    """Name the owner of the data root, its engine with its memory, the clients of the last minute (as they name
+    themselves), and who holds which accelerator.
 
     Starts no node; exits 0 also where none runs. Accelerators are those of all data roots of this user.
     """
@@ -35,7 +37,16 @@ def who(data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
     node, problem = finish(_status(root)) if seen.state == "running" else (None, "")
     if as_json:
         engine = node.engine if node else None
-        emit({"state": seen.state, "owner": seen.record, "engine": engine, "problem": problem, "devices": devices})
+        emit(
+            {
+                "state": seen.state,
+                "owner": seen.record,
+                "engine": engine,
+                "clients": node.clients if node else (),
+                "problem": problem,
+                "devices": devices,
+            }
+        )
     else:
         facts([*_owner_facts(root, seen), *_engine_facts(node, problem), *_device_facts(devices)])
     return 0
@@ -81,7 +92,15 @@ def _engine_facts(node: NodeStatus | None, problem: str) -> list[tuple[str, str]
         return [("engine", problem)]
     engine = node.engine
     text = f"process {engine.pid}, {engine.backend}, {human_bytes(engine.rss)}, {node.model}" if engine else "none"
-    return [("engine", text), ("sessions", f"{node.sessions}, {node.active} active")]
+    return [
+        ("engine", text),
+        ("sessions", f"{node.sessions}, {node.active} active"),
+        *((f"client {client.pid or '?'}", _client(client)) for client in node.clients if client.pid != os.getpid()),
+    ]
+
+
+def _client(client: ClientInfo) -> str:
+    return f"{client.program} by {client.address}, {client.calls} calls, the last {duration(client.idle_seconds)} ago"
 
 
 def _device_facts(devices: Sequence[DeviceRecord]) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from modeld.session.contract import ModelService, PartStream, Session
 from modeld.session.manifest import Manifest, Segment, token_hash
 from modeld.session.values import (
+    ClientInfo,
     ContextReport,
     EngineStatus,
     InstalledModel,
@@ -19,6 +20,7 @@ from modeld.session.values import (
 )
 
 __all__ = [
+    "ClientInfo",
     "ContextReport",
     "EngineStatus",
     "InstalledModel",

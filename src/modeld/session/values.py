@@ -182,10 +182,21 @@ class EngineStatus(Struct, frozen=True, kw_only=True):
     rss: int = 0
 
 
+class ClientInfo(Struct, frozen=True, kw_only=True):
+    """A client that called lately, as it names itself. ``address`` is ``unix`` or that of a TCP peer."""
+
+    pid: int
+    program: str
+    address: str
+    calls: int = 0
+    idle_seconds: float = 0.0
+
+
 class NodeStatus(Struct, frozen=True, kw_only=True):
     """The node, readable at any time, during loads and decodes too.
 
     :param generation: grows at each load. :param idle_ttl: seconds without use until the engine exits; 0 never.
+    :param clients: those that called over a wire within the last minute.
     """
 
     instance_id: str
@@ -209,6 +220,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     active: int = 0
     idle_seconds: float = 0.0
     last_error: str = ""
+    clients: tuple[ClientInfo, ...] = ()
 
 
 class SessionInfo(Struct, frozen=True, kw_only=True):

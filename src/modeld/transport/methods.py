@@ -28,6 +28,7 @@ PROTOCOL: Final = 1
 """Grows with every change of ``modeld.v1`` that an older peer would misread."""
 
 EPOCH_KEY: Final = "modeld-epoch"
+CLIENT_KEY: Final = "modeld-client"
 """Metadata: the epoch of the owner that the caller means."""
 
 MAX_MESSAGE: Final = 64 * 2**20

@@ -18,14 +18,16 @@ from typing import Any, NoReturn, Protocol, cast
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from modeld._version import __version__
 from modeld.errors import EngineProtocolError, InvalidRequestError, NodeError, StaleEpochError
 from modeld.session.contract import ModelService, PartStream, Session
+from modeld.session.values import NodeStatus
 from modeld.transport.convert import frame_to_bytes, from_bytes, to_bytes
 from modeld.transport.errors import DETAILS_KEY, public_error, to_status
 from modeld.transport.grpc.auth import TokenRequired
+from modeld.transport.grpc.callers import Callers
 from modeld.transport.grpc.options import server_options, target
 from modeld.transport.methods import (
     EPOCH_KEY,
@@ -98,6 +100,7 @@ class GrpcServer:
         self._epoch = epoch
         self._on_shutdown = on_shutdown
         self._streams: dict[str, _Running] = {}
+        self._callers = Callers()
         self._health = health.aio.HealthServicer()
         self._servers: list[grpc.aio.Server] = []
         self._socket: tuple[Path, os.stat_result] | None = None
@@ -163,6 +166,7 @@ class GrpcServer:
     ) -> Callable[[bytes, Context], Awaitable[bytes]]:
         async def handle(data: bytes, context: Context) -> bytes:
             try:
+                self._callers.heard(context)
                 self._check_epoch(method, context)
                 reply = to_bytes(await call(from_bytes(method.request, data)))
             except Exception as error:
@@ -179,6 +183,7 @@ class GrpcServer:
     ) -> Callable[[bytes, Context], Awaitable[None]]:
         async def handle(data: bytes, context: Context) -> None:
             try:
+                self._callers.heard(context)
                 self._check_epoch(method, context)
                 request = from_bytes(method.request, data)
                 await self._relay(cast("TurnRequest | DecodeRequest", request).request_id, start(request), context)
@@ -241,7 +246,7 @@ class GrpcServer:
     def _calls(self) -> dict[str, Callable[[Any], Awaitable[Struct]]]:
         return {
             "Hello": self._hello,
-            "Status": lambda request: self._service.status(),
+            "Status": self._status,
             "ListModels": self._list_models,
             "ListSessions": self._list_sessions,
             "Describe": lambda request: self._service.describe(request.ref, request.config),
@@ -275,6 +280,9 @@ class GrpcServer:
             raise InvalidRequestError(f"a nonce has 16 to 64 bytes, not {len(request.nonce)}", parameter="nonce")
         proof = identity_proof(self._instance_id, self._epoch, request.nonce)
         return HelloReply(protocol=PROTOCOL, version=__version__, proof=proof)
+
+    async def _status(self, request: Empty) -> NodeStatus:
+        return structs.replace(await self._service.status(), clients=self._callers.latest())
 
     async def _list_models(self, request: Empty) -> InstalledModels:
         return InstalledModels(models=tuple(await self._service.models()))

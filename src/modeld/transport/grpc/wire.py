@@ -13,6 +13,7 @@ from msgspec import Struct
 from modeld.errors import InvalidRequestError, NodeUnreachableError
 from modeld.transport.convert import from_bytes, to_bytes
 from modeld.transport.errors import from_rpc
+from modeld.transport.grpc.callers import introduction
 from modeld.transport.grpc.options import NO_ACCESS, Access, open_channel
 from modeld.transport.methods import EPOCH_KEY, MAX_MESSAGE, METHODS
 
@@ -36,7 +37,7 @@ class Wire:
         self.epoch = record.epoch
         self._pid = record.pid
         self._timeout = timeout
-        self._metadata = ((EPOCH_KEY, str(record.epoch)), *access.metadata)
+        self._metadata = ((EPOCH_KEY, str(record.epoch)), introduction(), *access.metadata)
         self._closed = False
         self._channel = channel = open_channel(endpoint, access)
         self._unary: dict[str, grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]] = {

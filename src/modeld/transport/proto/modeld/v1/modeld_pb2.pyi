@@ -569,7 +569,7 @@ class EngineStatus(_message.Message):
     def __init__(self, pid: _Optional[int] = ..., backend: _Optional[str] = ..., build: _Optional[str] = ..., rss: _Optional[int] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("instance_id", "epoch", "pid", "version", "data_root", "endpoints", "state", "generation", "uptime", "idle_ttl", "rss", "model", "digest", "context", "cells", "cells_used", "engine", "sessions", "active", "idle_seconds", "last_error")
+    __slots__ = ("instance_id", "epoch", "pid", "version", "data_root", "endpoints", "state", "generation", "uptime", "idle_ttl", "rss", "model", "digest", "context", "cells", "cells_used", "engine", "sessions", "active", "idle_seconds", "last_error", "clients")
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -591,6 +591,7 @@ class NodeStatus(_message.Message):
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
     IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
     instance_id: str
     epoch: int
     pid: int
@@ -612,7 +613,22 @@ class NodeStatus(_message.Message):
     active: int
     idle_seconds: float
     last_error: str
-    def __init__(self, instance_id: _Optional[str] = ..., epoch: _Optional[int] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., data_root: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., generation: _Optional[int] = ..., uptime: _Optional[float] = ..., idle_ttl: _Optional[float] = ..., rss: _Optional[int] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., context: _Optional[int] = ..., cells: _Optional[int] = ..., cells_used: _Optional[int] = ..., engine: _Optional[_Union[EngineStatus, _Mapping]] = ..., sessions: _Optional[int] = ..., active: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., last_error: _Optional[str] = ...) -> None: ...
+    clients: _containers.RepeatedCompositeFieldContainer[ClientInfo]
+    def __init__(self, instance_id: _Optional[str] = ..., epoch: _Optional[int] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., data_root: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., generation: _Optional[int] = ..., uptime: _Optional[float] = ..., idle_ttl: _Optional[float] = ..., rss: _Optional[int] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., context: _Optional[int] = ..., cells: _Optional[int] = ..., cells_used: _Optional[int] = ..., engine: _Optional[_Union[EngineStatus, _Mapping]] = ..., sessions: _Optional[int] = ..., active: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., last_error: _Optional[str] = ..., clients: _Optional[_Iterable[_Union[ClientInfo, _Mapping]]] = ...) -> None: ...
+
+class ClientInfo(_message.Message):
+    __slots__ = ("pid", "program", "address", "calls", "idle_seconds")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    PROGRAM_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    program: str
+    address: str
+    calls: int
+    idle_seconds: float
+    def __init__(self, pid: _Optional[int] = ..., program: _Optional[str] = ..., address: _Optional[str] = ..., calls: _Optional[int] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
 
 class SessionInfo(_message.Message):
     __slots__ = ("workspace", "name", "model", "digest", "generation", "tape", "hot", "window", "active", "handles", "session_class", "pin", "last_used", "engine_pid")

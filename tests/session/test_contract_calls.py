@@ -17,6 +17,7 @@ from modeld.errors import (
     ModelNotFoundError,
     SessionClosedError,
     SnapshotNotFoundError,
+    StaleGenerationError,
 )
 from modeld.session import ModelRef, Session, SessionConfig
 from modeld.types import DecodeOptions, EndPart, Message, StreamPart, TextPart, ThinkingPart
@@ -395,6 +396,18 @@ async def test_unload_is_said_by_the_next_receipt(world: World) -> None:
     assert result.receipt.dropped == first.receipt.resident
     assert session.handle.generation == result.receipt.generation
     assert not (await session.turn(conversation, options=GREEDY).join()).receipt.rebound
+
+
+async def test_load_and_unload_meant_for_an_earlier_generation_are_refused(world: World) -> None:
+    known = (await world.service.load(world.engine.ref)).generation
+    await world.service.unload(generation=known)
+    now = (await world.service.load(world.engine.ref, generation=known)).generation
+    assert now == known + 1
+    for call in (world.service.unload(generation=known), world.service.load(world.engine.ref, generation=known)):
+        with pytest.raises(StaleGenerationError) as caught:
+            await call
+        assert (caught.value.generation, caught.value.current) == (known, now)
+    assert (await world.service.status()).engine is not None
 
 
 async def test_describe_does_not_load(world: World) -> None:

@@ -242,11 +242,13 @@ class FakeService:
         self.answer()
         return [InstalledModel(name="tiny", type="fake", path="/m", size=1, bundled=True)]
 
-    async def load(self, ref: ModelRef | str, config: SessionConfig | None = None) -> NodeStatus:
+    async def load(
+        self, ref: ModelRef | str, config: SessionConfig | None = None, *, generation: int = 0
+    ) -> NodeStatus:
         self.answer()
         return await self.status()
 
-    async def unload(self) -> NodeStatus:
+    async def unload(self, *, generation: int = 0) -> NodeStatus:
         self.answer()
         return await self.status()
 

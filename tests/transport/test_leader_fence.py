@@ -23,12 +23,14 @@ from modeld.transport.methods import (
     EnsurePrefixRequest,
     ForkRequest,
     HelloRequest,
+    LoadRequest,
     Method,
     ModelRequest,
     PrefillSuffixRequest,
     RestoreRequest,
     SessionRequest,
     TurnRequest,
+    UnloadRequest,
 )
 from modeld.types import DecodeOptions, Message
 
@@ -59,6 +61,8 @@ FENCED = {
 REQUESTS = {
     Empty: Empty(),
     HelloRequest: HelloRequest(nonce=b"0" * 16),
+    LoadRequest: LoadRequest(ref=ModelRef("tiny")),
+    UnloadRequest: UnloadRequest(),
     ModelRequest: ModelRequest(ref=ModelRef("tiny")),
     EnsurePrefixRequest: EnsurePrefixRequest(handle=HANDLE),
     PrefillSuffixRequest: PrefillSuffixRequest(handle=HANDLE),

@@ -152,14 +152,16 @@ class Node:
         path = resident.model.path if resident else None
         return [msgspec.structs.replace(model, resident=model.path == path) for model in listed]
 
-    async def load(self, ref: ModelRef | str, config: SessionConfig | None = None) -> NodeStatus:
+    async def load(
+        self, ref: ModelRef | str, config: SessionConfig | None = None, *, generation: int = 0
+    ) -> NodeStatus:
         """See :meth:`modeld.session.ModelService.load`."""
-        async with self._slot.use(await self._want(ref, config or SessionConfig())):
+        async with self._slot.use(await self._want(ref, config or SessionConfig()), generation):
             return await self.status()
 
-    async def unload(self) -> NodeStatus:
+    async def unload(self, *, generation: int = 0) -> NodeStatus:
         """See :meth:`modeld.session.ModelService.unload`."""
-        await self._slot.unload()
+        await self._slot.unload(generation)
         return await self.status()
 
     async def status(self) -> NodeStatus:

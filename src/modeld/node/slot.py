@@ -15,7 +15,7 @@ from time import monotonic
 from msgspec import Struct
 
 from modeld.engine.protocol import Hello, Ready
-from modeld.errors import EngineCrashedError, ModeldError, NodeError
+from modeld.errors import EngineCrashedError, ModeldError, NodeError, StaleGenerationError
 from modeld.node.engine_process import EngineProcess
 from modeld.node.store import ResolvedModel
 from modeld.session.values import ModelRef, Plan, SlotState
@@ -55,7 +55,8 @@ class Residency(Struct, frozen=True):
 
 
 Loader = Callable[[Want, int], Awaitable[Residency]]
-_Waiter = tuple[Want | None, "asyncio.Future[Residency | None]"]
+_Waiter = tuple[Want | None, "asyncio.Future[Residency | None]", int]
+"""What is wanted (``None``: nothing resident), the answer, and the generation the caller expects."""
 
 
 class Slot:
@@ -83,26 +84,28 @@ class Slot:
         self._refusal: ModeldError | None = None
 
     @asynccontextmanager
-    async def use(self, want: Want) -> AsyncIterator[Residency]:
+    async def use(self, want: Want, generation: int = 0) -> AsyncIterator[Residency]:
         """Have a model resident for as long as the body runs.
 
+        :param generation: the last one the caller knows of; 0 asks for none.
+        :raises StaleGenerationError: there was a newer one when its turn came.
         :raises ModeldError: it could not be loaded.
         """
-        residency = await self.acquire(want)
+        residency = await self.acquire(want, generation)
         try:
             yield residency
         finally:
             self.release(residency)
 
-    async def acquire(self, want: Want) -> Residency:
+    async def acquire(self, want: Want, generation: int = 0) -> Residency:
         """As :meth:`use`, for callers that cannot be a block; each needs one :meth:`release`."""
-        residency = await self._wait(want)
+        residency = await self._wait(want, generation)
         assert residency is not None
         return residency
 
-    async def unload(self) -> None:
-        """End the engine once those who came before are done."""
-        await self._wait(None)
+    async def unload(self, generation: int = 0) -> None:
+        """End the engine once those who came before are done. ``generation`` as for :meth:`use`."""
+        await self._wait(None, generation)
 
     async def close(self) -> None:
         """End the engine now. Calls that run, wait or come fail."""
@@ -120,17 +123,17 @@ class Slot:
     def refuse(self, error: ModeldError) -> None:
         """Serve nobody from now on: who waits, who uses the model and who comes gets ``error``."""
         self._refusal = error
-        for _, future in self._waiters:
+        for _, future, _ in self._waiters:
             if not future.done():
                 future.set_exception(error)
         if self.resident is not None:
             self.resident.engine.refuse(error)
 
-    async def _wait(self, want: Want | None) -> Residency | None:
+    async def _wait(self, want: Want | None, generation: int = 0) -> Residency | None:
         if self._refusal is not None:
             raise self._refusal
         future: asyncio.Future[Residency | None] = asyncio.get_running_loop().create_future()
-        self._waiters.append((want, future))
+        self._waiters.append((want, future, generation))
         self._pump()
         try:
             return await future
@@ -162,9 +165,18 @@ class Slot:
     def _pump(self) -> None:
         """Serve from the head of the queue as far as that goes."""
         while self._waiters and self._change is None and self._refusal is None:
-            want, future = self._waiters[0]
+            want, future, generation = self._waiters[0]
             if future.done():
                 self._waiters.popleft()
+            elif generation not in (0, self.generation):
+                self._waiters.popleft()
+                future.set_exception(
+                    StaleGenerationError(
+                        f"the call was meant for generation {generation} and this is {self.generation}; look again",
+                        generation=generation,
+                        current=self.generation,
+                    )
+                )
             elif want is None and self.resident is None:
                 self._waiters.popleft()
                 self.state = "empty"
@@ -175,6 +187,8 @@ class Slot:
                 self.last_used = monotonic()
                 future.set_result(self.resident)
             elif self.users == 0:
+                # What comes now is this caller's own doing.
+                self._waiters[0] = (want, future, 0)
                 self._change = asyncio.ensure_future(self._replace(want, future))
                 self._change.add_done_callback(self._changed_over)
             else:
@@ -234,5 +248,5 @@ class Slot:
 
     def _idle(self) -> None:
         if not self.users and not self._waiters and self._change is None:
-            self._waiters.append((None, asyncio.get_running_loop().create_future()))
+            self._waiters.append((None, asyncio.get_running_loop().create_future(), 0))
         self._pump()

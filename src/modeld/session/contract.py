@@ -146,12 +146,21 @@ class ModelService(Protocol):
         """Models the node can name; ``tiny`` is always among them."""
         ...
 
-    async def load(self, ref: ModelRef | str, config: SessionConfig | None = None) -> NodeStatus:
-        """Make a model resident."""
+    async def load(
+        self, ref: ModelRef | str, config: SessionConfig | None = None, *, generation: int = 0
+    ) -> NodeStatus:
+        """Make a model resident, after running calls on another one have ended.
+
+        :param generation: the last one the caller knows of; 0 asks for none.
+        :raises StaleGenerationError: there was a newer one when its turn came; nothing was done.
+        """
         ...
 
-    async def unload(self) -> NodeStatus:
-        """End the engine process, after running calls have ended."""
+    async def unload(self, *, generation: int = 0) -> NodeStatus:
+        """End the engine process, after running calls have ended.
+
+        :param generation: as for :meth:`load`. :raises StaleGenerationError: likewise.
+        """
         ...
 
     async def status(self) -> NodeStatus:

@@ -114,13 +114,15 @@ class LeaderNode:
         """See :meth:`modeld.session.ModelService.models`."""
         return await self._route.call(lambda node: node.models(), repeat=True)
 
-    async def load(self, ref: ModelRef | str, config: SessionConfig | None = None) -> NodeStatus:
+    async def load(
+        self, ref: ModelRef | str, config: SessionConfig | None = None, *, generation: int = 0
+    ) -> NodeStatus:
         """See :meth:`modeld.session.ModelService.load`."""
-        return await self._route.call(lambda node: node.load(ref, config), repeat=False)
+        return await self._route.call(lambda node: node.load(ref, config, generation=generation), repeat=False)
 
-    async def unload(self) -> NodeStatus:
+    async def unload(self, *, generation: int = 0) -> NodeStatus:
         """See :meth:`modeld.session.ModelService.unload`."""
-        return await self._route.call(lambda node: node.unload(), repeat=False)
+        return await self._route.call(lambda node: node.unload(generation=generation), repeat=False)
 
     async def status(self) -> NodeStatus:
         """See :meth:`modeld.session.ModelService.status`."""

@@ -53,6 +53,20 @@ class HelloReply(Struct, frozen=True, kw_only=True):
     proof: bytes
 
 
+class LoadRequest(Struct, frozen=True, kw_only=True):
+    """A model to make resident; ``generation`` is the last one the caller knows of, 0 none."""
+
+    ref: ModelRef
+    config: SessionConfig | None = None
+    generation: int = 0
+
+
+class UnloadRequest(Struct, frozen=True, kw_only=True):
+    """``generation`` is the last one the caller knows of, 0 none."""
+
+    generation: int = 0
+
+
 class ModelRequest(Struct, frozen=True, kw_only=True):
     """A model, and how a session on it would be opened."""
 
@@ -164,8 +178,8 @@ METHODS: Final = (
     Method("ListModels", Empty, InstalledModels),
     Method("ListSessions", Empty, SessionInfos),
     Method("Describe", ModelRequest, ModelDescription),
-    Method("Load", ModelRequest, NodeStatus, fenced=True),
-    Method("Unload", Empty, NodeStatus, fenced=True),
+    Method("Load", LoadRequest, NodeStatus, fenced=True),
+    Method("Unload", UnloadRequest, NodeStatus, fenced=True),
     Method("OpenSession", ModelRequest, SessionHandle, fenced=True),
     Method("EnsurePrefix", EnsurePrefixRequest, PrefixStatus, fenced=True),
     Method("PrefillSuffix", PrefillSuffixRequest, SuffixStatus, fenced=True),

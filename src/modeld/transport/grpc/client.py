@@ -36,12 +36,14 @@ from modeld.transport.methods import (
     HelloReply,
     HelloRequest,
     InstalledModels,
+    LoadRequest,
     ModelRequest,
     PrefillSuffixRequest,
     RestoreRequest,
     SessionInfos,
     SessionRequest,
     TurnRequest,
+    UnloadRequest,
     identity_proof,
 )
 from modeld.types import DecodeOptions, Message, Receipt, Tool
@@ -109,13 +111,17 @@ class RemoteNode:
         """See :meth:`modeld.session.ModelService.models`."""
         return list((await self._wire.call("ListModels", Empty(), InstalledModels)).models)
 
-    async def load(self, ref: ModelRef | str, config: SessionConfig | None = None) -> NodeStatus:
+    async def load(
+        self, ref: ModelRef | str, config: SessionConfig | None = None, *, generation: int = 0
+    ) -> NodeStatus:
         """See :meth:`modeld.session.ModelService.load`."""
-        return await self._wire.call("Load", _model_request(ref, config), NodeStatus)
+        return await self._wire.call(
+            "Load", LoadRequest(ref=ModelRef.of(ref), config=config, generation=generation), NodeStatus
+        )
 
-    async def unload(self) -> NodeStatus:
+    async def unload(self, *, generation: int = 0) -> NodeStatus:
         """See :meth:`modeld.session.ModelService.unload`."""
-        return await self._wire.call("Unload", Empty(), NodeStatus)
+        return await self._wire.call("Unload", UnloadRequest(generation=generation), NodeStatus)
 
     async def status(self) -> NodeStatus:
         """See :meth:`modeld.session.ModelService.status`."""

@@ -26,6 +26,22 @@ class HelloReply(_message.Message):
     proof: bytes
     def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., proof: _Optional[bytes] = ...) -> None: ...
 
+class LoadRequest(_message.Message):
+    __slots__ = ("ref", "config", "generation")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    ref: ModelRef
+    config: SessionConfig
+    generation: int
+    def __init__(self, ref: _Optional[_Union[ModelRef, _Mapping]] = ..., config: _Optional[_Union[SessionConfig, _Mapping]] = ..., generation: _Optional[int] = ...) -> None: ...
+
+class UnloadRequest(_message.Message):
+    __slots__ = ("generation",)
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    def __init__(self, generation: _Optional[int] = ...) -> None: ...
+
 class ModelRequest(_message.Message):
     __slots__ = ("ref", "config")
     REF_FIELD_NUMBER: _ClassVar[int]

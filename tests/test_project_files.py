@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ("requirements-build.lock", "requirements.lock")
 NOT_OURS = {"__pycache__", "dist", "build", "models"}
 FORBIDDEN = re.compile(
-    r"(?:pypi|pythonhosted|npmjs|conda|anaconda)\.(?:org|com)|file://|/simple\b|--(?:extra-)?index-url|--find-links"
-    r"|(?<![\w.~$*])/(?:root|work|opt|(?:home|Users)/(?!me\b)\w+)\b"
+    r"https?://[^\s/]*(?:py|npm|conda)[^\s/]*/|file://|/simple\b|--(?:extra-)?index-url|--find-links"
+    r"|(?<![\w.~$*])/(?:root|opt|mnt|[w]ork|(?:home|Users)/(?!me\b)\w+)\b"
 )
 
 
@@ -47,7 +47,7 @@ def test_no_file_names_an_index_or_a_folder_of_one_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["https://pypi.org/x", "a /root/x", '"/work/main"', "/home/anna/x", "--extra-index-url y", "z/simple/"]
+    "text", ["https://py.example/x", "a /root/x", '"/opt/main"', "/home/anna/x", "--extra-index-url y", "z/simple/"]
 )
 def test_the_pattern_sees_what_it_forbids(text: str) -> None:
     assert FORBIDDEN.search(text)

@@ -17,20 +17,22 @@ run: setup ## start a node, ask the bundled tiny model, print answer and receipt
 test: setup ## all tests
 	@$(PY) -m pytest
 
-check: setup ## lint, format, types, import contracts, protobuf drift
+check: setup ## lint, format, types, import contracts, drift of what is generated
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 	@$(PY) -m mypy --strict scripts bench
 	@.venv/bin/lint-imports
 	@$(PY) scripts/proto.py --check
+	@$(PY) scripts/provider_docs.py --check
 
 long: setup ## soak, fault rounds and fuzzing at length; writes docs/long-run.md
 	@$(PY) scripts/long.py
 
 bench: setup ## node against bare loop, and import time; writes docs/benchmarks.md
 	@$(PY) bench/compare.py --write
-	@$(PY) bench/import_time.py
+	@$(PY) bench/import_time.py --write
+	@$(PY) bench/providers.py --write
 
 lock: setup ## resolve the lock files anew (ARGS=--upgrade for newer versions)
 	@$(PY) scripts/lock.py $(ARGS)

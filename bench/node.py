@@ -48,7 +48,7 @@ async def measure(client: ModelService, model: Path, prefill: int, decode: int, 
     await session.close()
     if end is None or end.usage.output != decode:
         raise SystemExit(f"node: {decode} tokens were asked for, the answer ended with {end}")
-    receipt = end.receipt
+    receipt = end.cost()
     return {
         "prefill": receipt.prefilled / receipt.prefill_seconds,
         "decode": decode / receipt.decode_seconds,

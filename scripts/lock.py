@@ -3,8 +3,9 @@
     .venv/bin/python scripts/lock.py [--upgrade]
 
 ``requirements-build.lock`` pins what builds packages (pip itself, build backends, CMake), ``requirements.lock`` the
-project's dependencies with its ``llama`` and ``dev`` extras. They are resolved with the oldest Python supported and
+project's dependencies with the extras that its tests use. They are resolved with the oldest Python supported and
 hold the hashes of every file of a version, so that they serve newer Pythons and other platforms too.
+``bench/peers.lock`` pins what the benchmarks measure beside modeld, for an environment of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BUILD_LOCK = ROOT / "requirements-build.lock"
 LOCK = ROOT / "requirements.lock"
+PEERS_LOCK = ROOT / "bench" / "peers.lock"
 BUILD_TOOLS = (
     "cmake",  # builds the binding where the machine has no CMake
     "editables",  # hatchling asks for it to install the project in place
@@ -28,6 +30,7 @@ BUILD_TOOLS = (
     "scikit-build-core",  # build backend of llama-cpp-python
     "setuptools",  # build backend of forbiddenfruit
 )
+EXTRAS = ("llama", "openai", "google", "ollama", "anthropic", "keyring", "otel", "testing", "dev")
 HEADER = "# Written by `make lock`; do not edit.\n"
 
 
@@ -40,7 +43,8 @@ def main() -> int:
         tools = Path(folder, "build.in")
         tools.write_text("\n".join(BUILD_TOOLS) + "\n")
         compile_lock(BUILD_LOCK, str(tools))
-        compile_lock(LOCK, "pyproject.toml", "--extra=llama", "--extra=dev", f"--constraint={BUILD_LOCK}")
+        compile_lock(PEERS_LOCK, str(PEERS_LOCK.with_suffix(".in")))
+        compile_lock(LOCK, "pyproject.toml", *(f"--extra={e}" for e in EXTRAS), f"--constraint={BUILD_LOCK}")
     return 0
 
 

@@ -76,3 +76,21 @@ def test_importing_takes_at_most_60_milliseconds() -> None:
     """The best of five: the machine may be busy, the import may not."""
     code = "import time; t = time.perf_counter(); import modeld; print(time.perf_counter() - t)"
     assert min(float(run(code)) for _ in range(5)) <= 0.060
+
+
+@pytest.mark.parametrize("package", ["modeld.repository", "modeld.testing"])
+def test_the_other_lazy_packages_have_what_they_list(package: str) -> None:
+    loaded = importlib.import_module(package)
+    assert loaded.__all__ == sorted(loaded.__all__)
+    listed = {name: module for module, names in loaded._MODULES.items() for name in names}
+    assert set(listed) == set(loaded.__all__)
+    for name, module in listed.items():
+        assert getattr(loaded, name) is getattr(importlib.import_module(f"{package}.{module}"), name)
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        loaded.nothing_like_it  # noqa: B018
+
+
+def test_the_repository_loads_no_sdk() -> None:
+    loaded = run("import modeld, modeld.repository; modeld.repository.Daemon(); print(*sys.modules)").split()
+    assert not {"openai", "anthropic", "ollama", "google.genai", "httpx", "httpx2", "opentelemetry"} & set(loaded)
+    assert not {name for name in loaded if name.startswith("modeld.providers")}

@@ -5,15 +5,21 @@ Importing this package does no work: each public name is imported when it is fir
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from modeld._lazy import lazy_names
 
 if TYPE_CHECKING:
     from modeld import sync
     from modeld._version import __version__
     from modeld.client import available, backend, connect, describe, open_session, set_data_root
     from modeld.errors import (
+        AuthenticationError,
+        BackendError,
         BackendMismatchError,
+        BackendNotFoundError,
+        BackendProtocolError,
+        BackendUnavailableError,
         CancelledError,
         CapacityError,
         ContextOverflowError,
@@ -41,6 +47,9 @@ if TYPE_CHECKING:
         NotSupportedError,
         OwnerHeldError,
         OwnerWedgedError,
+        PermissionDeniedError,
+        QuotaError,
+        RateLimitError,
         RefusedError,
         SessionClosedError,
         SessionError,
@@ -53,7 +62,9 @@ if TYPE_CHECKING:
         TokenMissingError,
         TokenWrongError,
     )
+    from modeld.node.backends import ConfiguredBackend
     from modeld.remote import connect_remote
+    from modeld.repository import BackendSpec, CapabilityConfig, Daemon, ObservedModel, Provider, RetryPolicy
     from modeld.session import (
         ContextReport,
         EngineStatus,
@@ -77,16 +88,20 @@ if TYPE_CHECKING:
     from modeld.thinking import ThinkLevel, parse_think
     from modeld.transport.leader import LeaderNode as Client
     from modeld.types import (
+        ChatConfig,
+        ChatResult,
         DecodeOptions,
         EndPart,
         ErrorPart,
         FinishReason,
         FunctionCall,
         FunctionTool,
+        ImagePart,
         Message,
         PartsJoiner,
         ProgressPart,
         Receipt,
+        ResponseFormat,
         ReuseReason,
         ReuseStop,
         Role,
@@ -98,18 +113,28 @@ if TYPE_CHECKING:
         ToolCallDelta,
         ToolCallEnd,
         ToolCallStart,
-        TurnResult,
         Usage,
         WarningPart,
     )
 
 __all__ = [
+    "AuthenticationError",
+    "BackendError",
     "BackendMismatchError",
+    "BackendNotFoundError",
+    "BackendProtocolError",
+    "BackendSpec",
+    "BackendUnavailableError",
     "CancelledError",
+    "CapabilityConfig",
     "CapacityError",
+    "ChatConfig",
+    "ChatResult",
     "Client",
+    "ConfiguredBackend",
     "ContextOverflowError",
     "ContextReport",
+    "Daemon",
     "DeadlineExceededError",
     "DecodeOptions",
     "DeviceBusyError",
@@ -123,6 +148,7 @@ __all__ = [
     "FinishReason",
     "FunctionCall",
     "FunctionTool",
+    "ImagePart",
     "InstalledModel",
     "InvalidModelError",
     "InvalidRequestError",
@@ -146,15 +172,22 @@ __all__ = [
     "NodeUnreachableError",
     "NotOwnerError",
     "NotSupportedError",
+    "ObservedModel",
     "OwnerHeldError",
     "OwnerWedgedError",
     "PartStream",
     "PartsJoiner",
+    "PermissionDeniedError",
     "Plan",
     "PrefixStatus",
     "ProgressPart",
+    "Provider",
+    "QuotaError",
+    "RateLimitError",
     "Receipt",
     "RefusedError",
+    "ResponseFormat",
+    "RetryPolicy",
     "ReuseReason",
     "ReuseStop",
     "Role",
@@ -184,7 +217,6 @@ __all__ = [
     "ToolCallDelta",
     "ToolCallEnd",
     "ToolCallStart",
-    "TurnResult",
     "Usage",
     "WarningPart",
     "__version__",
@@ -210,7 +242,12 @@ _MODULES: Final = {
         "set_data_root",
     ),
     "modeld.errors": (
+        "AuthenticationError",
+        "BackendError",
         "BackendMismatchError",
+        "BackendNotFoundError",
+        "BackendProtocolError",
+        "BackendUnavailableError",
         "CancelledError",
         "CapacityError",
         "ContextOverflowError",
@@ -238,6 +275,9 @@ _MODULES: Final = {
         "NotSupportedError",
         "OwnerHeldError",
         "OwnerWedgedError",
+        "PermissionDeniedError",
+        "QuotaError",
+        "RateLimitError",
         "RefusedError",
         "SessionClosedError",
         "SessionError",
@@ -250,7 +290,16 @@ _MODULES: Final = {
         "TokenMissingError",
         "TokenWrongError",
     ),
+    "modeld.node.backends": ("ConfiguredBackend",),
     "modeld.remote": ("connect_remote",),
+    "modeld.repository": (
+        "BackendSpec",
+        "CapabilityConfig",
+        "Daemon",
+        "ObservedModel",
+        "Provider",
+        "RetryPolicy",
+    ),
     "modeld.session": (
         "ContextReport",
         "EngineStatus",
@@ -276,16 +325,20 @@ _MODULES: Final = {
         "parse_think",
     ),
     "modeld.types": (
+        "ChatConfig",
+        "ChatResult",
         "DecodeOptions",
         "EndPart",
         "ErrorPart",
         "FinishReason",
         "FunctionCall",
         "FunctionTool",
+        "ImagePart",
         "Message",
         "PartsJoiner",
         "ProgressPart",
         "Receipt",
+        "ResponseFormat",
         "ReuseReason",
         "ReuseStop",
         "Role",
@@ -297,7 +350,6 @@ _MODULES: Final = {
         "ToolCallDelta",
         "ToolCallEnd",
         "ToolCallStart",
-        "TurnResult",
         "Usage",
         "WarningPart",
     ),
@@ -309,16 +361,4 @@ _LAZY: Final = {name: (module, name) for module, names in _MODULES.items() for n
     "sync": ("modeld.sync", ""),
 }
 
-
-def __getattr__(name: str) -> Any:
-    found = _LAZY.get(name)
-    if found is None:
-        raise AttributeError(f"module 'modeld' has no attribute {name!r}")
-    module = import_module(found[0])
-    value = getattr(module, found[1]) if found[1] else module
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _LAZY)

@@ -26,7 +26,7 @@ from modeld.errors import (
     NodeNotRunningError,
     NodeStaleError,
 )
-from modeld.node.record import OwnerRecord, default_data_root, probe
+from modeld.node.record import OwnerRecord, default_data_root, probe, require_running
 from modeld.session.values import ModelDescription, ModelRef, SessionConfig
 
 if TYPE_CHECKING:
@@ -69,6 +69,20 @@ def backend() -> str:
     return seen.record.backend if seen.state == "running" and seen.record is not None else ""
 
 
+def owner() -> OwnerRecord:
+    """The record of the node that owns the data root now. It is not dialed: it may still fail to answer.
+
+    :raises NodeNotRunningError: nobody owns the data root. :raises NodeStaleError: its last owner died.
+    :raises NodeUnreachableError: the owner is still starting.
+    """
+    return require_running(_root(None))
+
+
+def data_root() -> Path:
+    """The data root of calls that name none: see :func:`set_data_root`."""
+    return _root(None)
+
+
 async def connect(
     data_root: DataRoot | None = None,
     *,
@@ -97,7 +111,7 @@ async def describe(ref: ModelRef | str, config: SessionConfig | None = None) -> 
 
     :raises NodeError: as :func:`connect`. :raises ModelError: as the node says.
     """
-    return await (await _shared_client()).describe(ref, config)
+    return await (await shared_client()).describe(ref, config)
 
 
 async def open_session(ref: ModelRef | str, config: SessionConfig | None = None) -> LeaderSession:
@@ -108,7 +122,7 @@ async def open_session(ref: ModelRef | str, config: SessionConfig | None = None)
     :raises NodeError: as :func:`connect`; ``backend_mismatch`` where the node cannot serve this type of model.
     :raises ModelError: as the node says.
     """
-    return await (await _shared_client()).open_session(ref, config)
+    return await (await shared_client()).open_session(ref, config)
 
 
 def _root(data_root: DataRoot | None) -> Path:
@@ -140,7 +154,11 @@ _connections: WeakKeyDictionary[asyncio.AbstractEventLoop, _Connections] = WeakK
 _connections_lock = threading.Lock()
 
 
-async def _shared_client() -> Client:
+async def shared_client() -> Client:
+    """The client that :func:`open_session` uses: one for each event loop and data root. Do not close it.
+
+    No node is started. :raises NodeError: as :func:`connect`.
+    """
     loop = asyncio.get_running_loop()
     with _connections_lock:
         connections = _connections.setdefault(loop, _Connections())

@@ -36,9 +36,17 @@
     │   ├── ManifestMismatchError   manifest_mismatch      KV of another identity; ``field`` names the difference
     │   ├── SnapshotNotFoundError   snapshot_not_found     no snapshot of that id
     │   └── TemplateError           template_error         the chat template failed on these messages
-    └── EngineError
-        ├── EngineCrashedError      engine_crashed         the engine process died; the next call loads again
-        └── EngineProtocolError     engine_protocol        a frame could not be understood
+    ├── EngineError
+    │   ├── EngineCrashedError      engine_crashed         the engine process died; the next call loads again
+    │   └── EngineProtocolError     engine_protocol        a frame could not be understood
+    └── BackendError                backend_error          a backend's server failed in a way of its own
+        ├── BackendNotFoundError    backend_not_found      no backend of that id is registered
+        ├── AuthenticationError     authentication         the backend does not take this key
+        ├── PermissionDeniedError   permission_denied      the key is known and may not do this
+        ├── RateLimitError          rate_limited           too many calls; ``retry_after`` where the backend says it
+        ├── QuotaError              quota_exceeded         the account has nothing left; waiting does not help
+        ├── BackendUnavailableError unavailable            it does not answer, is overloaded or broken
+        └── BackendProtocolError    backend_protocol       its answer could not be understood, or was cut off
 
 ``code`` is stable and crosses every wire; ``details`` are plain JSON values and cross with it, so that a client catches
 the class the node raised, with the same attributes.
@@ -343,6 +351,67 @@ class EngineProtocolError(EngineError):
     """A frame between node and engine could not be understood."""
 
     code = "engine_protocol"
+
+
+class BackendError(ModeldError):
+    """A backend's server failed in a way that has no class of its own.
+
+    :param status: HTTP status, 0 where there was none. :param vendor_code: the vendor's own code, ``""`` for none.
+    :param backend: type of the backend. :param request_id: what the vendor's support asks for, ``""`` for none.
+    """
+
+    code = "backend_error"
+    status: int
+    vendor_code: str
+    backend: str
+    request_id: str
+
+
+class BackendNotFoundError(BackendError):
+    """No backend of that id is registered."""
+
+    code = "backend_not_found"
+    id: str
+
+
+class AuthenticationError(BackendError):
+    """The backend does not take this key, or there is none."""
+
+    code = "authentication"
+
+
+class PermissionDeniedError(BackendError):
+    """The key is known and may not do this."""
+
+    code = "permission_denied"
+
+
+class RateLimitError(BackendError):
+    """Too many calls for now. ``retry_after`` is seconds; ``None``: the backend does not say."""
+
+    code = "rate_limited"
+    retryable = True
+    retry_after: float | None
+
+
+class QuotaError(BackendError):
+    """The account has no credit left, or is past its limit of spending. Waiting does not help."""
+
+    code = "quota_exceeded"
+
+
+class BackendUnavailableError(BackendError):
+    """The backend does not answer, is overloaded, or is broken on its side."""
+
+    code = "unavailable"
+    retryable = True
+    retry_after: float | None
+
+
+class BackendProtocolError(BackendError):
+    """The backend's answer could not be understood, or ended before its end."""
+
+    code = "backend_protocol"
 
 
 def _tree(cls: type[ModeldError]) -> dict[str, type[ModeldError]]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from modeld.session.values import NodeStatus
     from modeld.transport.grpc.client import RemoteNode as Client
     from modeld.transport.grpc.options import Access
+    from modeld.transport.pinning import RemoteURL
 
 
 async def connect_remote(
@@ -36,16 +37,10 @@ async def connect_remote(
     """
     from modeld.transport.grpc.client import RemoteNode
     from modeld.transport.grpc.options import Access
-    from modeld.transport.pinning import checked_pin, parse_url, pinned_certificate
-    from modeld.transport.security import checked_token
+    from modeld.transport.pinning import pinned_certificate
 
-    where = parse_url(url)
-    token = checked_token(token)
-    certificate = None
-    if pin is not None:
-        if not where.tls:
-            raise InvalidRequestError(f"a pin needs TLS: write modeld+tls://{where.address}", parameter="pin")
-        certificate = await pinned_certificate(where, checked_pin(pin), timeout)
+    where, token, pin = check_remote(url, token=token, pin=pin)
+    certificate = None if pin is None else await pinned_certificate(where, pin, timeout)
     access = Access(token=token, certificate=certificate)
     record = _record(where.endpoint, await _status(where.endpoint, access, timeout))
     client = RemoteNode(where.endpoint, record, access=access)
@@ -55,6 +50,20 @@ async def connect_remote(
         await client.aclose()
         raise
     return client
+
+
+def check_remote(url: str, *, token: str, pin: str | None = None) -> tuple[RemoteURL, str, str | None]:
+    """Address, token and pin of a node as :func:`connect_remote` takes them. Nobody is called.
+
+    :raises InvalidRequestError: one of them is none. :raises TLSRequiredError: plain and beyond loopback.
+    """
+    from modeld.transport.pinning import checked_pin, parse_url
+    from modeld.transport.security import checked_token
+
+    where = parse_url(url)
+    if pin is not None and not where.tls:
+        raise InvalidRequestError(f"a pin needs TLS: write modeld+tls://{where.address}", parameter="pin")
+    return where, checked_token(token), None if pin is None else checked_pin(pin)
 
 
 async def _status(endpoint: str, access: Access, seconds: float) -> NodeStatus:

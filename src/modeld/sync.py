@@ -21,13 +21,17 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from modeld import client
+from modeld.node.gateway import RepositoryService
+from modeld.repository.contract import AnswerStream
 from modeld.session.contract import ModelService, PartStream, Session
+from modeld.session.streams import BatchedStream
 from modeld.session.values import SessionHandle
 from modeld.types import StreamPart
 
 if TYPE_CHECKING:
     from modeld.node.record import OwnerRecord
     from modeld.transport.leader import LeaderNode, LeaderSession
+    from modeld.transport.leader_repository import LeaderRepository
     from modeld.transport.leader_stream import LeaderStream
 
 P = ParamSpec("P")
@@ -80,12 +84,24 @@ def _streaming(
     return call
 
 
-class SyncStream(_Facade):
-    """See :class:`modeld.session.PartStream`. Leaving the ``with`` block before the end cancels the work."""
+def _answering(
+    method: Callable[Concatenate[Any, P], Awaitable[AnswerStream]],
+) -> Callable[Concatenate[_Facade, P], SyncAnswer]:
+    """The same method, waited for, with its stream wrapped."""
 
-    _inner: LeaderStream
+    @wraps(method)
+    def call(self: _Facade, /, *args: P.args, **kwargs: P.kwargs) -> SyncAnswer:
+        return SyncAnswer(self._portal, self._run(method.__name__, *args, **kwargs))
 
-    def __init__(self, portal: BlockingPortal, inner: LeaderStream) -> None:
+    return call
+
+
+class SyncAnswer(_Facade):
+    """See :class:`modeld.repository.AnswerStream`. Leaving the ``with`` block before the end closes the request."""
+
+    _inner: BatchedStream
+
+    def __init__(self, portal: BlockingPortal, inner: BatchedStream) -> None:
         super().__init__(portal, inner)
         self._ready: deque[StreamPart] = deque()
 
@@ -101,7 +117,6 @@ class SyncStream(_Facade):
         return self._ready.popleft()
 
     join = _blocking(PartStream.join)
-    cancel = _blocking(PartStream.cancel)
 
     def close(self) -> None:
         """Cancel if it still runs, and forget the stream."""
@@ -115,6 +130,14 @@ class SyncStream(_Facade):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
+
+
+class SyncStream(SyncAnswer):
+    """See :class:`modeld.session.PartStream`. Leaving the ``with`` block before the end cancels the work."""
+
+    _inner: LeaderStream
+
+    cancel = _blocking(PartStream.cancel)
 
 
 class SyncSession(_Facade):
@@ -138,6 +161,21 @@ class SyncSession(_Facade):
     close = _blocking(Session.close)
 
 
+class SyncRepository(_Facade):
+    """See :class:`modeld.node.gateway.RepositoryService`."""
+
+    _inner: LeaderRepository
+
+    register_backend = _blocking(RepositoryService.register_backend)
+    remove_backend = _blocking(RepositoryService.remove_backend)
+    list_backends = _blocking(RepositoryService.list_backends)
+    list_models = _blocking(RepositoryService.list_models)
+    chat = _blocking(RepositoryService.chat)
+    stream = _answering(RepositoryService.stream)
+    embed = _blocking(RepositoryService.embed)
+    prompt = _blocking(RepositoryService.prompt)
+
+
 class SyncClient(_Facade):
     """See :class:`modeld.session.ModelService`. Close it: it owns a connection and a thread."""
 
@@ -151,6 +189,11 @@ class SyncClient(_Facade):
     def record(self) -> OwnerRecord:
         """Who answers."""
         return self._inner.record
+
+    @property
+    def repository(self) -> SyncRepository:
+        """The backends that are registered on the node."""
+        return SyncRepository(self._portal, self._inner.repository)
 
     open_session = _opening(ModelService.open_session)
     describe = _blocking(ModelService.describe)

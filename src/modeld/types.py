@@ -6,11 +6,12 @@ All are frozen :class:`msgspec.Struct`: the same object is the Python API, the e
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
-from modeld.errors import InvalidRequestError
+from modeld.errors import InvalidRequestError, NotSupportedError
+from modeld.thinking import parse_think
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "context_full", "tool_calls", "refused", "cancelled", "error"]
@@ -32,19 +33,33 @@ class ToolCall(Struct, frozen=True, omit_defaults=True):
     provider_meta: dict[str, Any] | None = None
 
 
+class ImagePart(Struct, frozen=True):
+    """A picture: its bytes (base64 in JSON) and their type, such as ``image/png``."""
+
+    data: bytes
+    mime_type: str
+
+    def __repr__(self) -> str:
+        return f"ImagePart({self.mime_type!r}, {len(self.data)} bytes)"
+
+
 class Message(Struct, frozen=True, omit_defaults=True):
     """One message of a conversation.
 
-    ``thinking`` is for reading: it is never sent to a model. ``provider_meta`` is opaque and goes back unchanged.
+    ``thinking`` is for reading: it is never sent to a model. ``provider_meta`` is opaque and goes back unchanged: what
+    a vendor wants to see again (signed thinking, reasoning items) travels there.
+    ``tool_call_id`` is of role ``tool``: the call whose result this is. ``name`` is then the tool's.
     """
 
     role: Role
-    content: str = ""
+    # A factory: what equals a plain default is left out of the JSON, and the key of the content is always there.
+    content: str = field(default_factory=str)
     thinking: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str = ""
     name: str = ""
     provider_meta: dict[str, Any] | None = None
+    images: tuple[ImagePart, ...] = ()
 
 
 class FunctionTool(Struct, frozen=True, omit_defaults=True):
@@ -60,6 +75,96 @@ class Tool(Struct, frozen=True):
 
     function: FunctionTool
     type: Literal["function"] = "function"
+
+
+class ResponseFormat(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What an answer must look like.
+
+    :param schema: a JSON schema; ``None``: any JSON object.
+    :param name: of the schema; some vendors show it to the model.
+    :param strict: the vendor must hold the answer to the schema, not only be asked to.
+    """
+
+    schema: dict[str, Any] | None = None
+    name: str = "answer"
+    strict: bool = True
+
+
+class ChatConfig(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """How to answer. ``None``, and an empty tuple, leave the choice to the backend.
+
+    A backend takes an option as it is, maps it to its own, or raises: none is dropped
+    (:mod:`modeld.repository.options` has the table).
+
+    :param max_tokens: tokens of the answer at most; a model's own ceiling lowers it, with a warning.
+    :param temperature: 0 is greedy. :param top_k: 0 is off. :param stop: strings that end the answer.
+    :param tool_choice: ``auto``, ``none``, ``required``, or the name of one of ``tools``.
+    :param think: a level of :mod:`modeld.thinking`, or one of its aliases.
+    :param shift: when the window is full, let the oldest turns leave. :param truncate: the same once, before the start.
+    :param timeout: seconds for the whole call, retries included.
+    :raises InvalidRequestError: a value outside its range, or ``shift`` and ``truncate`` both.
+    """
+
+    temperature: float | None = None
+    max_tokens: int | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repeat_penalty: float | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    think: str | None = None
+    shift: bool | None = None
+    truncate: bool | None = None
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        names = [tool.function.name for tool in self.tools]
+        checks = (
+            ("temperature", _within(self.temperature, 0, 100), "between 0 and 100"),
+            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k is None or self.top_k >= 0, "0 or more"),
+            ("min_p", _within(self.min_p, 0, 1), "between 0 and 1"),
+            ("seed", self.seed is None or 0 <= self.seed < 2**63, "between 0 and 2**63 - 1"),
+            ("stop", _are_stops(self.stop), "at most 64 strings of 1 to 1000 characters"),
+            ("frequency_penalty", _within(self.frequency_penalty, -100, 100), "between -100 and 100"),
+            ("presence_penalty", _within(self.presence_penalty, -100, 100), "between -100 and 100"),
+            ("repeat_penalty", self.repeat_penalty is None or 0 < self.repeat_penalty <= 100, "between 0 and 100"),
+            ("tools", len(set(names)) == len(names), "tools with a name each of its own"),
+            ("tool_choice", self.tool_choice in (None, *TOOL_CHOICES, *names), "auto, none, required or a tool's name"),
+            ("truncate", not (self.shift and self.truncate), "without shift: one of them at most"),
+            ("timeout", self.timeout is None or 0 < self.timeout <= 10**6, "above 0 seconds"),
+        )
+        _check_all(self, checks)
+        if any(name in TOOL_CHOICES for name in names):
+            raise InvalidRequestError("a tool is not named auto, none or required: tool_choice says those")
+        if self.tool_choice not in (None, "auto", "none") and not names:
+            raise InvalidRequestError(f"tool_choice {self.tool_choice!r} needs tools", parameter="tool_choice")
+        parse_think(self.think)
+
+    def replace(self, **changes: Any) -> Self:
+        """The same with other values, checked again."""
+        return structs.replace(self, **changes)
+
+
+TOOL_CHOICES = ("auto", "none", "required")
+
+
+def _within(value: float | None, low: float, high: float) -> bool:
+    return value is None or low <= value <= high
+
+
+def _check_all(value: Struct, checks: tuple[tuple[str, bool, str], ...]) -> None:
+    for name, fine, rule in checks:
+        if not fine:
+            raise InvalidRequestError(f"{name} must be {rule}, not {getattr(value, name)!r}", parameter=name)
 
 
 class DecodeOptions(Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -102,9 +207,7 @@ class DecodeOptions(Struct, frozen=True, omit_defaults=True, kw_only=True):
             ("seed", self.seed is None or 0 <= self.seed <= 2**32 - 2, "between 0 and 4294967294, or None"),
             ("stop", _are_stops(self.stop), "at most 64 strings of 1 to 1000 characters"),
         )
-        for name, fine, rule in checks:
-            if not fine:
-                raise InvalidRequestError(f"{name} must be {rule}, not {getattr(self, name)!r}", parameter=name)
+        _check_all(self, checks)
 
 
 def _are_stops(stop: object) -> bool:
@@ -116,7 +219,9 @@ class Usage(Struct, frozen=True, kw_only=True):
 
     :param input: tokens the model saw, cached ones included.
     :param cache_read: the part of ``input`` that was not computed again.
+    :param cache_write: the part of ``input`` that a vendor bills as written to its cache.
     :param output: tokens generated, thinking included, the end token not.
+    :param reasoning: the part of ``output`` that was thinking.
     :param source: ``reported`` by a vendor, ``counted`` by an engine of ours, ``estimated``.
     """
 
@@ -219,9 +324,10 @@ class ToolCallDelta(Struct, frozen=True, tag="tool_call_delta"):
 
 
 class ToolCallEnd(Struct, frozen=True, tag="tool_call_end"):
-    """A tool call is complete."""
+    """A tool call is complete. ``provider_meta`` belongs to the call."""
 
     index: int
+    provider_meta: dict[str, Any] | None = None
 
 
 class ProgressPart(Struct, frozen=True, tag="progress"):
@@ -250,15 +356,30 @@ class ErrorPart(Struct, frozen=True, tag="error"):
 class EndPart(Struct, frozen=True, tag="end", kw_only=True):
     """The last part of every stream, also of a cancelled one.
 
-    ``seed`` is the one that was used, drawn at random where none was given.
+    :param receipt: what the turn cost on a node; ``None`` from a vendor.
+    :param model: the model that answered. :param id: the vendor's id of the answer.
+    :param seed: the one that was used, drawn at random where none was given.
+    :param stop: the stop string that ended it.
+    :param provider_meta: belongs to the message.
     """
 
     finish_reason: FinishReason
     usage: Usage
-    receipt: Receipt
+    receipt: Receipt | None = None
     model: str = ""
     seed: int | None = None
     stop: str = ""
+    id: str = ""
+    provider_meta: dict[str, Any] | None = None
+
+    def cost(self) -> Receipt:
+        """The receipt.
+
+        :raises NotSupportedError: there is none: a vendor gave the answer.
+        """
+        if self.receipt is None:
+            raise NotSupportedError("only a node gives a receipt; this answer is a vendor's", feature="receipt")
+        return self.receipt
 
 
 StreamPart = (
@@ -274,7 +395,7 @@ StreamPart = (
 )
 
 
-class TurnResult(Struct, frozen=True, kw_only=True):
+class ChatResult(Struct, frozen=True, kw_only=True):
     """A stream, joined. ``message`` is ready to be appended to the conversation."""
 
     message: Message
@@ -288,18 +409,50 @@ class TurnResult(Struct, frozen=True, kw_only=True):
         return self.message.content
 
     @property
+    def thinking(self) -> str:
+        """The model's thinking, where it shows it."""
+        return self.message.thinking
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """What the model calls."""
+        return self.message.tool_calls
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why the answer ended."""
+        return self.end.finish_reason
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens, and who counted them."""
+        return self.end.usage
+
+    @property
+    def model(self) -> str:
+        """The model that answered."""
+        return self.end.model
+
+    @property
+    def id(self) -> str:
+        """The vendor's id of the answer."""
+        return self.end.id
+
+    @property
     def receipt(self) -> Receipt:
-        """What the turn cost."""
-        return self.end.receipt
+        """As :meth:`EndPart.cost`."""
+        return self.end.cost()
 
 
 class PartsJoiner:
-    """Joins stream parts into a :class:`TurnResult`; the joined stream equals the whole result."""
+    """Joins stream parts into a :class:`ChatResult`; the joined stream equals the whole result."""
 
     def __init__(self) -> None:
         self._text: list[str] = []
         self._thinking: list[str] = []
-        self._calls: dict[int, tuple[str, str, list[str]]] = {}
+        self._calls: dict[int, ToolCallStart] = {}
+        self._arguments: dict[int, list[str]] = {}
+        self._meta: dict[int, dict[str, Any] | None] = {}
         self._warnings: list[WarningPart] = []
         self._errors: list[ErrorPart] = []
         self._end: EndPart | None = None
@@ -311,29 +464,43 @@ class PartsJoiner:
                 self._text.append(text)
             case ThinkingPart(text=text):
                 self._thinking.append(text)
-            case ToolCallStart(index=index, id=id_, name=name):
-                self._calls[index] = (id_, name, [])
+            case ToolCallStart(index=index):
+                self._calls[index] = part
+                self._arguments[index] = []
             case ToolCallDelta(index=index, arguments=arguments):
-                self._calls[index][2].append(arguments)
+                self._arguments[index].append(arguments)
+            case ToolCallEnd(index=index, provider_meta=meta):
+                self._meta[index] = meta
             case WarningPart():
                 self._warnings.append(part)
             case ErrorPart():
                 self._errors.append(part)
             case EndPart():
                 self._end = part
-            case ToolCallEnd() | ProgressPart():
+            case ProgressPart():
                 pass
 
-    def result(self) -> TurnResult:
+    def result(self) -> ChatResult:
         """The whole.
 
         :raises InvalidRequestError: no end part was added.
         """
-        if self._end is None:
+        end = self._end
+        if end is None:
             raise InvalidRequestError("the stream has no end part yet")
         calls = tuple(
-            ToolCall(id=id_, function=FunctionCall(name, "".join(arguments)))
-            for _, (id_, name, arguments) in sorted(self._calls.items())
+            ToolCall(
+                id=start.id,
+                function=FunctionCall(start.name, "".join(self._arguments[index])),
+                provider_meta=self._meta.get(index),
+            )
+            for index, start in sorted(self._calls.items())
         )
-        message = Message("assistant", "".join(self._text), thinking="".join(self._thinking), tool_calls=calls)
-        return TurnResult(message=message, end=self._end, warnings=tuple(self._warnings), errors=tuple(self._errors))
+        message = Message(
+            "assistant",
+            "".join(self._text),
+            thinking="".join(self._thinking),
+            tool_calls=calls,
+            provider_meta=end.provider_meta,
+        )
+        return ChatResult(message=message, end=end, warnings=tuple(self._warnings), errors=tuple(self._errors))

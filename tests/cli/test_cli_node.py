@@ -209,11 +209,11 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_only_on_demand(command:
 def test_help_of_every_command_and_what_it_costs(command: CommandLine) -> None:
     listed = command("--help").out.partition("Commands:\n")[2]
     names = [line.split()[0] for line in listed.splitlines() if line.startswith("  ") and line[2] != " "]
-    expected = "serve run status ps who models describe load unload stop token install-service doctor version backends"
-    assert " ".join(names) == expected
+    expected = "serve run chat status ps who models describe load unload stop token install-service doctor version"
+    assert " ".join(names) == f"{expected} backends"
     names.remove("backends")
     assert "Usage: modeld backends" in command("backends", "--help").out
-    for name in (*names, "backends add", "backends list", "backends rm"):
+    for name in (*names, "backends add", "backends list", "backends rm", "backends models"):
         shown = command(*name.split(), "--help")
         assert shown.code == 0
         assert f"Usage: modeld {name}" in shown.out

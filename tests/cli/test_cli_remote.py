@@ -127,7 +127,8 @@ def test_no_output_and_no_file_but_its_own_holds_the_token(
     files = {path for root in (command.root, elsewhere.root) for path in root.rglob("*") if path.is_file()}
     holding = {path for path in files if secret.encode() in path.read_bytes()}
     assert elsewhere.root / "node.log" in files
-    assert holding == {command.root / TOKEN_NAME, command.root / "backends.json", elsewhere.root / "backends.json"}
+    stored = {root / "secrets" / registered for root in (command.root, elsewhere.root)}
+    assert holding == {command.root / TOKEN_NAME, *stored}
     assert {stat.S_IMODE(path.stat().st_mode) for path in holding} == {0o600}
     key = (command.root / IDENTITY_NAME).read_bytes().splitlines()[1]
     assert [path for path in files if key in path.read_bytes()] == [command.root / IDENTITY_NAME]
@@ -164,7 +165,7 @@ def test_wrong_token_pin_and_port_are_told_apart(
         assert done.err.count("modeld: ") == 1
     assert elsewhere("status", "--json", "--backend", "pin").json["error"]["details"]["reason"] == "pin"
     done = elsewhere("status", "--json", "--backend", "nobody")
-    assert (done.code, done.json["error"]["code"]) == (1, "invalid_request")
+    assert (done.code, done.json["error"]["code"]) == (1, "backend_not_found")
 
 
 def test_beyond_loopback_there_is_no_plain_tcp(command: CommandLine) -> None:
@@ -204,7 +205,7 @@ def test_a_plain_node_on_loopback_is_reached_with_the_token_file(command: Comman
     assert elsewhere("backends", "add", "here", "--url", url, "--token-file", token).code == 0
     assert elsewhere("status", "--backend", "here").code == 0
     assert elsewhere("backends", "list", "--json").json["backends"] == [
-        {"name": "here", "type": "modeld", "url": url, "pin": ""}
+        {"name": "here", "type": "modeld", "url": url, "pin": "", "key": "file:secrets/here"}
     ]
     assert elsewhere("backends", "rm", "here").code == 0
     assert elsewhere("backends", "list", "--json").json["backends"] == []
@@ -238,7 +239,8 @@ def test_a_terminal_is_asked_for_the_token_and_does_not_show_it(command: Command
     terminal.type("the-token-of-the-tests-4711\n")
     assert "4711" not in terminal.expect("x is registered")
     assert terminal.end() == 0
-    assert "the-token-of-the-tests-4711" in (command.root / "backends.json").read_text()
+    assert (command.root / "secrets" / "x").read_text() == "the-token-of-the-tests-4711\n"
+    assert "4711" not in (command.root / "backends.json").read_text()
 
 
 def test_the_token_is_shown_on_a_terminal_only(command: CommandLine) -> None:

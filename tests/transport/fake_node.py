@@ -33,6 +33,7 @@ from modeld.session import (
     SuffixStatus,
 )
 from modeld.types import (
+    ChatResult,
     DecodeOptions,
     EndPart,
     Message,
@@ -41,7 +42,6 @@ from modeld.types import (
     StreamPart,
     TextPart,
     Tool,
-    TurnResult,
     Usage,
 )
 
@@ -72,7 +72,7 @@ class FakeStream:
     ) -> None:
         await self.aclose()
 
-    async def join(self) -> TurnResult:
+    async def join(self) -> ChatResult:
         joiner = PartsJoiner()
         async for part in self:
             joiner.add(part)

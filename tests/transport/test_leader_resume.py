@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from modeld.transport.resume import DivergedError, Replay, Transcript
 from modeld.types import (
+    ChatResult,
     EndPart,
     ErrorPart,
     PartsJoiner,
@@ -21,7 +22,6 @@ from modeld.types import (
     ToolCallDelta,
     ToolCallEnd,
     ToolCallStart,
-    TurnResult,
     Usage,
     WarningPart,
 )
@@ -75,7 +75,7 @@ def pieces(draw: st.DrawFn, text: str) -> list[str]:
     return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
 
-def joined(parts: Sequence[StreamPart]) -> TurnResult:
+def joined(parts: Sequence[StreamPart]) -> ChatResult:
     joiner = PartsJoiner()
     for part in parts:
         joiner.add(part)

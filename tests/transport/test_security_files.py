@@ -14,13 +14,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeld.errors import (
+    BackendNotFoundError,
     InvalidRequestError,
     MissingDependencyError,
     NodeError,
     TokenMissingError,
     TokenWrongError,
 )
-from modeld.node.backends import FILE_NAME, RemoteBackend, add_backend, find_backend, list_backends, remove_backend
+from modeld.node.backends import (
+    FILE_NAME,
+    ConfiguredBackend,
+    add_backend,
+    find_backend,
+    list_backends,
+    read_secret,
+    remove_backend,
+)
 from modeld.node.private_file import MAX_BYTES, read_private, write_private
 from modeld.transport.security import (
     IDENTITY_NAME,
@@ -41,8 +50,8 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(os.lstat(path).st_mode)
 
 
-def backend(name: str, token: str = TOKEN) -> RemoteBackend:
-    return RemoteBackend(name=name, url="modeld://127.0.0.1:1", token=token)
+def backend(name: str) -> ConfiguredBackend:
+    return ConfiguredBackend(name=name, type="modeld", base_url="modeld://127.0.0.1:1")
 
 
 def make_token(root: Path) -> Path:
@@ -179,19 +188,19 @@ def test_a_token_has_256_bits_and_is_made_once(tmp_path: Path) -> None:
 
 
 def test_a_name_is_registered_once_and_found(tmp_path: Path) -> None:
-    add_backend(tmp_path, backend("gpu"))
+    add_backend(tmp_path, backend("gpu"), secret=TOKEN)
     with pytest.raises(InvalidRequestError, match="already"):
-        add_backend(tmp_path, backend("gpu", "another-token-of-the-tests"))
-    assert find_backend(tmp_path, "gpu").token == TOKEN
+        add_backend(tmp_path, backend("gpu"), secret="another-token-of-the-tests")
+    assert read_secret(tmp_path, find_backend(tmp_path, "gpu")) == TOKEN
     for wrong in ("", "a b", "../x", "-x", "x" * 65, "x\n", "ü"):
         with pytest.raises(InvalidRequestError):
             add_backend(tmp_path, backend(wrong))
     for call in (find_backend, remove_backend):
-        with pytest.raises(InvalidRequestError, match="gpu"):
+        with pytest.raises(BackendNotFoundError, match="gpu"):
             call(tmp_path, "other")
     assert TOKEN not in repr(list_backends(tmp_path))
     remove_backend(tmp_path, "gpu")
-    assert TOKEN not in (tmp_path / FILE_NAME).read_text()
+    assert list(tmp_path.rglob("gpu")) == []
 
 
 @given(st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")) | st.binary(max_size=60))

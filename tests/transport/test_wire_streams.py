@@ -85,13 +85,13 @@ async def test_cancel_reaches_a_stream_that_another_task_reads(node, service, fa
 async def test_cancel_waits_until_the_node_can_find_the_stream(server, node, service, fake, monkeypatch):
     """The call may be on its way when the cancel is."""
     service.script = fake.until_cancelled
-    relay = server._relay
+    relay = server._streams.relay
 
     async def slow(*arguments):
         await asyncio.sleep(0.05)
         await relay(*arguments)
 
-    monkeypatch.setattr(server, "_relay", slow)
+    monkeypatch.setattr(server._streams, "relay", slow)
     stream = (await node.open_session("tiny")).turn(HELLO)
     reader = asyncio.create_task(anext(stream))
     await asyncio.sleep(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import UTC
 from pathlib import Path
 
 import msgspec
@@ -12,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Struct, inspect
 
+import modeld.repository.values
 import modeld.session.manifest
 import modeld.session.values
 import modeld.types
 from modeld.errors import InvalidRequestError
+from modeld.repository import ObservedModel
 from modeld.session import ModelRef, SessionConfig
-from modeld.transport import methods
+from modeld.transport import methods, repository_methods
 from modeld.transport.convert import (
     PARTS,
     frame_from_bytes,
@@ -28,17 +31,24 @@ from modeld.transport.convert import (
     to_bytes,
 )
 from modeld.transport.proto.modeld.v1 import modeld_pb2 as pb
-from modeld.types import DecodeOptions, Message, ToolCall, TurnResult
+from modeld.types import ChatConfig, DecodeOptions, Message, ToolCall
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "proto.py"
 
-# Joined at the reader: it never crosses. A method's description is not a value.
-LOCAL = {TurnResult, methods.Method}
+# A method's description is not a value. An EmbedResult crosses as an EmbedReply; a spec holds a key, and never does.
+LOCAL = {methods.Method, modeld.repository.values.EmbedResult, modeld.repository.values.BackendSpec}
 
 VALUES = sorted(
     {
         value
-        for module in (modeld.types, modeld.session.values, modeld.session.manifest, methods)
+        for module in (
+            modeld.types,
+            modeld.session.values,
+            modeld.session.manifest,
+            modeld.repository.values,
+            methods,
+            repository_methods,
+        )
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Struct) and value is not Struct
     }
@@ -75,6 +85,24 @@ CHECKED = {
         "seed": st.none() | st.integers(0, 2**32 - 2),
         "stop": st.lists(NAME, max_size=3).map(tuple),
     },
+    ChatConfig: {
+        "max_tokens": st.none() | st.integers(1, 2**63 - 1),
+        "temperature": st.none() | st.floats(0, 100),
+        "top_k": st.none() | st.integers(0, 2**63 - 1),
+        "top_p": st.none() | st.floats(0, 1, exclude_min=True),
+        "min_p": st.none() | st.floats(0, 1),
+        "repeat_penalty": st.none() | st.floats(0, 100, exclude_min=True),
+        "frequency_penalty": st.none() | st.floats(-100, 100),
+        "presence_penalty": st.none() | st.floats(-100, 100),
+        "seed": st.none() | st.integers(0, 2**63 - 1),
+        "stop": st.lists(NAME, max_size=3).map(tuple),
+        "tools": st.just(()),
+        "tool_choice": st.sampled_from([None, "auto", "none"]),
+        "think": st.sampled_from([None, "auto", "off", "high"]),
+        "shift": st.none() | st.booleans(),
+        "truncate": st.none() | st.just(False),
+        "timeout": st.none() | st.floats(0, 10**6, exclude_min=True),
+    },
     ModelRef: {"name": NAME, "path": NAME},
     SessionConfig: {"workspace": NAME, "name": NAME, "context": st.integers(0, 2**31 - 1), "ttl": st.floats(0, 10**9)},
 }
@@ -94,6 +122,10 @@ def of(kind: inspect.Type) -> st.SearchStrategy[object]:
             return st.binary(max_size=8)
         case inspect.NoneType():
             return st.none()
+        case inspect.DateTimeType():
+            return st.datetimes(timezones=st.none() | st.just(UTC))
+        case inspect.DictType(value_type=item) if not isinstance(item, inspect.AnyType):
+            return st.dictionaries(st.text(max_size=4), of(item), max_size=3)
         case inspect.DictType():
             return JSON
         case inspect.LiteralType(values=values):
@@ -138,10 +170,13 @@ def test_every_field_has_its_field_and_its_presence(struct: type[Struct]) -> Non
         if mirror[name].is_repeated or mirror[name].message_type:
             continue
         zero = mirror[name].default_value
-        needs_presence = not field.required and (
-            field.default_factory is not msgspec.NODEFAULT or field.default is None or field.default != zero
-        )
+        default = field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default
+        needs_presence = not field.required and default != zero
         assert mirror[name].has_presence == needs_presence, name
+
+
+def observed(**fields: str) -> object:
+    return pb.ObservedModel(name="m", capabilities=pb.CapabilityConfig(), **fields)
 
 
 def test_an_empty_message_means_the_defaults() -> None:
@@ -155,12 +190,12 @@ def test_every_message_and_every_part_is_known() -> None:
     assert {field.name for field in pb.StreamPart.DESCRIPTOR.fields} == set(PARTS)
 
 
-def test_the_table_of_methods_is_the_service() -> None:
-    service = pb.DESCRIPTOR.services_by_name["Node"]
-    assert service.full_name == methods.SERVICE
+@pytest.mark.parametrize("table", [methods.METHODS, repository_methods.REPOSITORY_METHODS], ids=["Node", "Repository"])
+def test_the_table_of_methods_is_the_service(table: tuple[methods.Method, ...]) -> None:
+    service = pb.DESCRIPTOR.services_by_name[table[0].service.rpartition(".")[2]]
+    assert {method.service for method in table} == {service.full_name}
     described = [
-        (m.name, m.request.__name__, m.reply.__name__ if m.reply else "StreamFrame", not m.reply)
-        for m in methods.METHODS
+        (m.name, m.request.__name__, m.reply.__name__ if m.reply else "StreamFrame", not m.reply) for m in table
     ]
     assert described == [(m.name, m.input_type.name, m.output_type.name, m.server_streaming) for m in service.methods]
 
@@ -174,6 +209,11 @@ def test_the_table_of_methods_is_the_service() -> None:
         (pb.Message(role="user", provider_meta='{"a": NaN}'), Message),
         (pb.Message(role="user", provider_meta='{"a":' * 100_000), Message),
         (pb.DecodeOptions(temperature=-1), DecodeOptions),
+        (pb.ChatConfig(tool_choice="nobody"), ChatConfig),
+        (observed(modified_at="yesterday"), ObservedModel),
+        (observed(meta='{"a": 1}'), ObservedModel),
+        (observed(evidence='{"can_chat": "guessed"}'), ObservedModel),
+        (observed(evidence='{"can_chat": ["declared"]}'), ObservedModel),
         (pb.ModelRef(), ModelRef),
         (pb.ModelRef(name="a\nb"), ModelRef),
     ],

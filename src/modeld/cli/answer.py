@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from modeld.cli.output import dimmed, receipt_line, say, visible
+from modeld.cli.output import cost_line, dimmed, say, visible
 from modeld.types import (
+    ChatResult,
     EndPart,
     ErrorPart,
     PartsJoiner,
@@ -17,12 +19,13 @@ from modeld.types import (
     StreamPart,
     TextPart,
     ThinkingPart,
-    TurnResult,
+    Usage,
     WarningPart,
 )
 
 if TYPE_CHECKING:
     from modeld.cli.waiting import Waiting
+    from modeld.repository.contract import AnswerStream
     from modeld.transport.grpc.stream import RemoteStream
     from modeld.transport.leader_stream import LeaderStream
 
@@ -64,7 +67,7 @@ class Screen:
             case EndPart():
                 self._end_line()
                 sys.stdout.flush()
-                print(dimmed(receipt_line(part), sys.stderr), file=sys.stderr, flush=True)
+                print(dimmed(cost_line(part), sys.stderr), file=sys.stderr, flush=True)
 
     def flush(self) -> None:
         """Let everything be seen."""
@@ -100,8 +103,8 @@ class Screen:
 class _Interrupt:
     """Ctrl-C in the block: the first cancels the stream, a second does what it did before the block."""
 
-    def __init__(self, stream: LeaderStream | RemoteStream) -> None:
-        self._stream = stream
+    def __init__(self, cancel: Callable[[], Coroutine[Any, Any, EndPart]]) -> None:
+        self._cancel = cancel
         self._cancelling: asyncio.Task[EndPart] | None = None
         self._before: Any = None
 
@@ -125,18 +128,18 @@ class _Interrupt:
 
     def _interrupted(self) -> None:
         if self._cancelling is None:
-            self._cancelling = asyncio.ensure_future(self._stream.cancel())
+            self._cancelling = asyncio.ensure_future(self._cancel())
         else:
             self._cancelling.cancel()
             self._before(signal.SIGINT, None)
 
 
-async def answer(stream: LeaderStream | RemoteStream, screen: Screen) -> TurnResult:
+async def answer(stream: LeaderStream | RemoteStream, screen: Screen) -> ChatResult:
     """Show a stream until its end; ctrl-C cancels it, and what was shown until then is the result."""
     joiner = PartsJoiner()
     shown_end = False
     async with stream:
-        with _Interrupt(stream) as interrupt:
+        with _Interrupt(stream.cancel) as interrupt:
             try:
                 async for parts in stream.batches():
                     for part in parts:
@@ -150,3 +153,35 @@ async def answer(stream: LeaderStream | RemoteStream, screen: Screen) -> TurnRes
                 joiner.add(end)
                 screen.show(end)
     return joiner.result()
+
+
+async def backend_answer(start: Callable[[], Awaitable[AnswerStream]], screen: Screen) -> ChatResult:
+    """As :func:`answer`, for a backend's stream. Ctrl-C closes its request, also before the first part came."""
+    joiner = PartsJoiner()
+    reading = asyncio.ensure_future(_read(start, screen, joiner))
+
+    async def cancel() -> EndPart:
+        reading.cancel()
+        await asyncio.wait([reading])
+        # What was used until then a vendor does not tell.
+        return EndPart(finish_reason="cancelled", usage=Usage())
+
+    with _Interrupt(cancel) as interrupt:
+        try:
+            await asyncio.wait([reading])
+        finally:
+            end = await interrupt.end() or await cancel()
+    if reading.cancelled():
+        joiner.add(end)
+        screen.show(end)
+    else:
+        reading.result()
+    return joiner.result()
+
+
+async def _read(start: Callable[[], Awaitable[AnswerStream]], screen: Screen, joiner: PartsJoiner) -> None:
+    async with await start() as stream:
+        async for part in stream:
+            joiner.add(part)
+            screen.show(part)
+            screen.flush()

@@ -16,6 +16,7 @@ from modeld.cli.node import ps, status, stop
 from modeld.cli.run import run
 from modeld.cli.serve import serve
 from modeld.cli.service import install_service
+from modeld.cli.talk import chat
 from modeld.cli.token import token
 from modeld.cli.version import version
 from modeld.cli.who import who
@@ -31,7 +32,7 @@ app = typer.Typer(
 )
 
 _COMMANDS: tuple[Callable[..., int], ...] = (
-    *(serve, run, status, ps, who, models, describe, load, unload, stop),
+    *(serve, run, chat, status, ps, who, models, describe, load, unload, stop),
     *(token, install_service, doctor, version),
 )
 

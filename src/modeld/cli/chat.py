@@ -10,13 +10,13 @@ from msgspec import Struct
 
 from modeld.cli.answer import Screen, answer
 from modeld.cli.connection import connect_or_start
-from modeld.cli.output import emit
+from modeld.cli.output import emit, receipt_line
 from modeld.cli.remote import connect_backend
 from modeld.cli.waiting import Waiting
 from modeld.errors import ModeldError
-from modeld.session.values import ContextReport, ModelRef, SessionConfig
+from modeld.session.values import ModelRef, SessionConfig
 from modeld.thinking import ThinkLevel
-from modeld.types import DecodeOptions, EndPart, Message, TurnResult
+from modeld.types import ChatResult, DecodeOptions, EndPart, Message
 
 if TYPE_CHECKING:
     from modeld.transport.grpc.client import RemoteNode, RemoteSession
@@ -69,7 +69,7 @@ class Chat:
                 self._session = await client.open_session(settings.model, settings.session)
         return self._session
 
-    async def say(self, text: str) -> TurnResult:
+    async def say(self, text: str) -> ChatResult:
         """One turn, shown as it comes. Ctrl-C ends it early; what was answered until then counts."""
         try:
             return await self._turn([*self._messages, Message("user", text)])
@@ -80,9 +80,16 @@ class Chat:
                 await self.close()
             raise
 
-    async def explain(self) -> ContextReport:
-        """What the session holds."""
-        return await (await self.open()).explain()
+    async def facts(self) -> list[tuple[str, str]]:
+        """What the last answer cost, and what the session holds."""
+        report = await (await self.open()).explain()
+        return [
+            *(_cost(self.last) if self.last else ()),
+            ("session", f"{report.workspace}/{report.name} on {report.model}, generation {report.generation}"),
+            ("resident", f"{report.resident} of {report.window} tokens"),
+            ("so far", f"{report.prefill_tokens} tokens prefilled, {report.decode_tokens} generated"),
+            ("fatal", report.fatal),
+        ]
 
     async def close(self) -> None:
         """Close the connection. Safe to call twice."""
@@ -90,7 +97,7 @@ class Chat:
         if client is not None:
             await client.aclose()
 
-    async def _turn(self, messages: list[Message]) -> TurnResult:
+    async def _turn(self, messages: list[Message]) -> ChatResult:
         settings = self._settings
         session = await self.open()
         stream = session.turn(messages, think=self.think, options=settings.options)
@@ -111,3 +118,9 @@ class Chat:
         if result.text or result.end.finish_reason != "cancelled":
             self._messages = [*messages, result.message]
         return result
+
+
+def _cost(end: EndPart) -> list[tuple[str, str]]:
+    receipt = end.cost()
+    took = f"queue {receipt.queue_seconds:.2f} s, prefill {receipt.prefill_seconds:.2f} s"
+    return [("last answer", receipt_line(end)), ("took", f"{took}, decode {receipt.decode_seconds:.2f} s")]

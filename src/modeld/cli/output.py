@@ -100,9 +100,25 @@ def duration(seconds: float) -> str:
     return f"{days} d {hours % 24} h"
 
 
+def cost_line(end: EndPart) -> str:
+    """What an answer cost: on a node by its receipt, at a vendor by the usage it tells."""
+    return receipt_line(end) if end.receipt is not None else _usage_line(end)
+
+
+def _usage_line(end: EndPart) -> str:
+    usage = end.usage
+    fields = []
+    if usage.input is not None:
+        cached = [f"{n} {what}" for n, what in ((usage.cache_read, "cached"), (usage.cache_write, "to the cache")) if n]
+        fields.append(f"{usage.input} tokens in" + (f" ({', '.join(cached)})" if cached else ""))
+    if usage.output is not None:
+        fields.append(f"{usage.output} out" + (f" ({usage.reasoning} thinking)" if usage.reasoning else ""))
+    return ", ".join([*(fields or ["usage unknown"]), end.finish_reason])
+
+
 def receipt_line(end: EndPart) -> str:
     """What an answer cost, and where and why reuse stopped."""
-    receipt = end.receipt
+    receipt = end.cost()
     parts = [f"{receipt.reused} reused", f"{receipt.prefilled} prefilled"]
     if receipt.restored:
         parts.insert(1, f"{receipt.restored} restored")
@@ -119,7 +135,7 @@ def receipt_line(end: EndPart) -> str:
 
 
 def _reuse_stop(end: EndPart) -> str:
-    stop = end.receipt.stop
+    stop = end.cost().stop
     if stop is None:
         return ""
     where = f" at token {stop.token}"

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modeld.cli.connection import connected
+from modeld.errors import InvalidRequestError
 
 if TYPE_CHECKING:
+    from modeld.node.backends import ConfiguredBackend
     from modeld.transport.grpc.client import RemoteNode
     from modeld.transport.leader import LeaderNode
 
@@ -25,15 +27,28 @@ BackendOption = Annotated[
 async def connect_backend(root: Path, name: str) -> RemoteNode:
     """A connection to the node that ``root`` has registered as ``name``. None is started.
 
-    :raises InvalidRequestError: no such name. :raises NodeError: as :func:`modeld.remote.connect_remote`.
+    :raises BackendNotFoundError: no such name. :raises InvalidRequestError: it is no node.
+    :raises NodeError: as :func:`modeld.remote.connect_remote`. :raises AuthenticationError: its token is not there.
     """
     import asyncio
 
-    from modeld.node.backends import find_backend
     from modeld.remote import connect_remote
 
-    backend = await asyncio.to_thread(find_backend, root, name)
-    return await connect_remote(backend.url, token=backend.token, pin=backend.pin or None)
+    backend, token = await asyncio.to_thread(_node, root, name)
+    return await connect_remote(backend.base_url, token=token, pin=backend.pin or None)
+
+
+def _node(root: Path, name: str) -> tuple[ConfiguredBackend, str]:
+    """The node of that name, and its token."""
+    from modeld.node.backends import find_backend, read_secret
+
+    backend = find_backend(root, name)
+    if backend.type != "modeld":
+        raise InvalidRequestError(
+            f"{name} is of type {backend.type}, and this takes a node; try: modeld chat --backend {name} --model MODEL",
+            parameter="backend",
+        )
+    return backend, read_secret(root, backend)
 
 
 @asynccontextmanager

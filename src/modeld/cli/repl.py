@@ -8,14 +8,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from modeld.cli.output import facts, receipt_line, say
+from modeld.cli.output import facts, say
 from modeld.errors import InvalidRequestError, ModeldError
 
 if TYPE_CHECKING:
-    from modeld.cli.chat import Chat
-    from modeld.types import EndPart
+    from modeld.thinking import ThinkLevel
+    from modeld.types import ChatResult
 
 _PROMPT: Final = ">>> "
 _MORE: Final = "... "
@@ -25,13 +25,39 @@ _HISTORY_LINES: Final = 1000
 HELP: Final = """\
 /think LEVEL  auto, off, minimal, low, medium, high or xhigh from now on
 /clear        forget the conversation
-/session      what the last answer cost, and what the session holds
+/session      what the last answer cost, and what the conversation holds
 /bye          leave; ctrl-D and /exit do too
 A line that ends in \\ goes on in the next one, and so does a block between \"\"\" and \"\"\".
 Ctrl-C stops an answer; at the prompt it clears the line, and twice it leaves."""
 
 
-def repl(chat: Chat, root: Path) -> None:
+class Talk(Protocol):
+    """A conversation, whoever answers. Belongs to one event loop."""
+
+    think: ThinkLevel
+
+    async def open(self) -> object:
+        """Find out whether somebody is there to answer."""
+        ...
+
+    async def say(self, text: str) -> ChatResult:
+        """One turn, shown as it comes."""
+        ...
+
+    async def facts(self) -> list[tuple[str, str]]:
+        """What the last answer cost, and what the conversation holds."""
+        ...
+
+    def clear(self) -> None:
+        """Forget the conversation."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connection."""
+        ...
+
+
+def repl(chat: Talk, root: Path) -> None:
     """Ask, answer, and again, until the input ends. On a terminal with line editing and a history."""
     interactive = sys.stdin.isatty()
     # The loop stands still while a line is typed: nothing of ours has to happen then, and ctrl-C is the prompt's.
@@ -50,7 +76,7 @@ def repl(chat: Chat, root: Path) -> None:
             runner.run(chat.close())
 
 
-def _turn(chat: Chat, runner: asyncio.Runner, text: str, interactive: bool) -> None:
+def _turn(chat: Talk, runner: asyncio.Runner, text: str, interactive: bool) -> None:
     try:
         runner.run(chat.say(text))
     except ModeldError as error:
@@ -63,7 +89,7 @@ def _turn(chat: Chat, runner: asyncio.Runner, text: str, interactive: bool) -> N
         say("interrupted")
 
 
-def _command(chat: Chat, runner: asyncio.Runner, text: str) -> bool:
+def _command(chat: Talk, runner: asyncio.Runner, text: str) -> bool:
     """Do what a line with a slash says; false to leave."""
     name, _, argument = text.partition(" ")
     try:
@@ -79,7 +105,7 @@ def _command(chat: Chat, runner: asyncio.Runner, text: str) -> bool:
                 chat.think = parse_think(argument)
                 say(f"thinking: {chat.think}")
             case "/session":
-                _show_session(chat, runner)
+                facts(runner.run(chat.facts()))
             case "/help":
                 print(HELP, file=sys.stderr)
             case _:
@@ -87,25 +113,6 @@ def _command(chat: Chat, runner: asyncio.Runner, text: str) -> bool:
     except ModeldError as error:
         say(error.message)
     return True
-
-
-def _show_session(chat: Chat, runner: asyncio.Runner) -> None:
-    report = runner.run(chat.explain())
-    facts(
-        [
-            *(_cost(chat.last) if chat.last else ()),
-            ("session", f"{report.workspace}/{report.name} on {report.model}, generation {report.generation}"),
-            ("resident", f"{report.resident} of {report.window} tokens"),
-            ("so far", f"{report.prefill_tokens} tokens prefilled, {report.decode_tokens} generated"),
-            ("fatal", report.fatal),
-        ]
-    )
-
-
-def _cost(end: EndPart) -> list[tuple[str, str]]:
-    receipt = end.receipt
-    took = f"queue {receipt.queue_seconds:.2f} s, prefill {receipt.prefill_seconds:.2f} s"
-    return [("last answer", receipt_line(end)), ("took", f"{took}, decode {receipt.decode_seconds:.2f} s")]
 
 
 def _inputs(interactive: bool) -> Iterator[str]:

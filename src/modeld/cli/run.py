@@ -106,7 +106,7 @@ def run(
 
         repl(chat, root)
         return 0
-    return finish(_ask(chat, _stdin() if prompt == "-" else prompt))
+    return finish(_ask(chat, read_stdin() if prompt == "-" else prompt))
 
 
 async def _ask(chat: Chat, prompt: str) -> int:
@@ -122,7 +122,7 @@ def _session_name(prompt: str | None) -> str:
     return f"{'talk' if prompt is None else 'run'}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def _stdin() -> str:
+def read_stdin() -> str:
     """All of stdin, without the newline that ends it.
 
     :raises InvalidRequestError: it is not UTF-8.

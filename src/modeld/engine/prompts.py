@@ -11,7 +11,7 @@ from modeld.engine.job import Job
 from modeld.engine.pool import Pool
 from modeld.engine.protocol import Decode, Prefix, Suffix, Turn
 from modeld.engine.session import EngineSession, Prompt, Span, shared_length
-from modeld.errors import ContextOverflowError, InvalidRequestError
+from modeld.errors import ContextOverflowError, InvalidRequestError, NotSupportedError
 from modeld.thinking import ThinkLevel
 from modeld.types import DecodeOptions, Message, ReuseStop, Tool
 
@@ -61,6 +61,8 @@ class Prompts:
     ) -> Prompt:
         if not messages:
             raise InvalidRequestError("there are no messages to render", parameter="messages")
+        if any(message.images for message in messages):
+            raise NotSupportedError("the engines of a node take no images yet; leave them out", feature="images")
         rendered = self._template.render(messages, tools, think=think, add_generation_prompt=generate)
         text = rendered.encode("utf-8", "replace")
         ids = session.tokens_of(text, self._backend, self._backend.bos, self._backend.add_bos)

@@ -235,7 +235,7 @@ class Node:
 
         def finish(end: EndPart) -> EndPart:
             session.saw(bound.residency.generation)
-            return msgspec.structs.replace(end, receipt=bound.stamp(end.receipt))
+            return msgspec.structs.replace(end, receipt=bound.stamp(end.cost()))
 
         try:
             stream = engine.stream(request(engine.next_id(), bound.record.key), finish)

@@ -23,7 +23,7 @@ from modeld.session.values import (
     SnapshotInfo,
     SuffixStatus,
 )
-from modeld.types import DecodeOptions, EndPart, Message, StreamPart, Tool, TurnResult
+from modeld.types import ChatResult, DecodeOptions, EndPart, Message, StreamPart, Tool
 
 
 class PartStream(Protocol):
@@ -41,7 +41,7 @@ class PartStream(Protocol):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None: ...
 
-    async def join(self) -> TurnResult:
+    async def join(self) -> ChatResult:
         """Read to the end and join the parts."""
         ...
 

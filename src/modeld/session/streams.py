@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Self
 
-from modeld.types import PartsJoiner, StreamPart, TurnResult
+from modeld.types import ChatResult, PartsJoiner, StreamPart
 
 
 class BatchedStream(ABC):
@@ -16,7 +16,7 @@ class BatchedStream(ABC):
 
     def __init__(self) -> None:
         self._ready: deque[StreamPart] = deque()
-        self._joined: TurnResult | None = None
+        self._joined: ChatResult | None = None
 
     @abstractmethod
     async def _read(self) -> list[StreamPart]:
@@ -51,7 +51,7 @@ class BatchedStream(ABC):
         while parts := await self.next_batch():
             yield parts
 
-    async def join(self) -> TurnResult:
+    async def join(self) -> ChatResult:
         """See :meth:`modeld.session.PartStream.join`. Called again, it gives the same result."""
         if self._joined is None:
             joiner = PartsJoiner()

@@ -1,14 +1,16 @@
 """Structs to protobuf messages and back, by the names of their fields.
 
 A Struct crosses as the message of its own name in ``modeld.v1``. How each field crosses is read once from its type:
-scalars, literals (as strings, checked when they come in), JSON objects (as text), nested Structs and tuples of these.
-A field without presence on the wire carries its zero; an absent one becomes the Struct's default.
+scalars, literals (as strings, checked when they come in), JSON objects (as text), times (as text of ISO 8601), nested
+Structs and tuples of these. A field without presence on the wire carries its zero; an absent one becomes the Struct's
+default.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -127,8 +129,10 @@ def _converters(where: str, kind: inspect.Type) -> tuple[Convert, Convert]:
             return _same, _same
         case inspect.LiteralType(values=values):
             return _same, _literal(where, frozenset(values))
-        case inspect.DictType():
-            return _json_text(where), _json_object(where)
+        case inspect.DateTimeType():
+            return lambda value: value.isoformat(), _time(where)
+        case inspect.DictType(value_type=item):
+            return _json_text(where), _json_object(where, _entry(where, item))
         case inspect.StructType(cls=struct):
             return _nested(where, struct), lambda message: from_proto(struct, message)
         case inspect.VarTupleType(item_type=item):
@@ -185,7 +189,7 @@ def _json_text(where: str) -> Convert:
     return convert
 
 
-def _json_object(where: str) -> Convert:
+def _json_object(where: str, entry: Convert) -> Convert:
     def convert(text: str) -> dict[str, Any]:
         try:
             value = json.loads(text, parse_constant=_no_constant)
@@ -193,7 +197,31 @@ def _json_object(where: str) -> Convert:
             raise InvalidRequestError(f"{where} is not a JSON object: {error}", parameter=where) from None
         if not isinstance(value, dict):
             raise InvalidRequestError(f"{where} is a JSON object, not {type(value).__name__}", parameter=where)
-        return value
+        return {key: entry(item) for key, item in value.items()}
+
+    return convert
+
+
+def _entry(where: str, kind: inspect.Type) -> Convert:
+    """What a value of a JSON object has to be: text, one of some words, or anything."""
+    if isinstance(kind, inspect.AnyType):
+        return _same
+    known = _converters(where, kind)[1]
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, str):
+            raise InvalidRequestError(f"{where} holds text, not {type(value).__name__}", parameter=where)
+        return known(value)
+
+    return check
+
+
+def _time(where: str) -> Convert:
+    def convert(text: str) -> datetime:
+        try:
+            return datetime.fromisoformat(text)
+        except ValueError:
+            raise InvalidRequestError(f"{where} is a time of ISO 8601, not {text[:40]!r}", parameter=where) from None
 
     return convert
 

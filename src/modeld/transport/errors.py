@@ -76,6 +76,14 @@ STATUS: Final = {
     "engine_error": "INTERNAL",
     "engine_crashed": "UNAVAILABLE",
     "engine_protocol": "INTERNAL",
+    "backend_error": "INTERNAL",
+    "backend_not_found": "NOT_FOUND",
+    "authentication": "FAILED_PRECONDITION",
+    "permission_denied": "PERMISSION_DENIED",
+    "rate_limited": "RESOURCE_EXHAUSTED",
+    "quota_exceeded": "FAILED_PRECONDITION",
+    "unavailable": "UNAVAILABLE",
+    "backend_protocol": "INTERNAL",
 }
 """Name of the gRPC status of each code. A client of ours reads the code; this is for everybody else's."""
 

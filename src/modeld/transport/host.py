@@ -16,9 +16,11 @@ from msgspec import Struct
 
 from modeld._version import __version__
 from modeld.errors import LeaseLostError, ModeldError
+from modeld.node.gateway import Gateway
 from modeld.node.node import Node, NodeConfig
 from modeld.node.owner import OwnerLease, keep
 from modeld.node.record import OwnerRecord, socket_path
+from modeld.session.contract import ModelService
 from modeld.transport.grpc.server import GrpcServer
 from modeld.transport.methods import PROTOCOL
 from modeld.transport.security import Listener, make_listener
@@ -74,17 +76,26 @@ async def hosted(config: HostConfig, stop: Callable[[], None]) -> AsyncIterator[
     node = Node(
         config.node, instance_id=lease.instance_id, epoch=lease.epoch, resident_changed=publisher.resident_changed
     )
-    server = GrpcServer(node, instance_id=lease.instance_id, epoch=lease.epoch, on_shutdown=stop)
+
+    async def itself() -> ModelService:
+        return node
+
+    gateway = Gateway(config.node.data_root, itself)
+    server = GrpcServer(node, instance_id=lease.instance_id, epoch=lease.epoch, on_shutdown=stop, gateway=gateway)
     try:
         node.endpoints = await server.start(
             socket_path(config.node.data_root), await asyncio.to_thread(_listener, config)
         )
         yield node, await asyncio.to_thread(lease.publish, endpoints=node.endpoints), lease
     finally:
-        await server.stop(LOST_GRACE if lease.lost else DRAIN_SECONDS)
-        await node.aclose()
-        await publisher.aclose()
-        await asyncio.to_thread(lease.release)
+        try:
+            await server.stop(LOST_GRACE if lease.lost else DRAIN_SECONDS)
+            await node.aclose()
+            await publisher.aclose()
+            await asyncio.to_thread(lease.release)
+        finally:
+            # Last: it runs the process's shutdown hooks, which are anybody's.
+            await gateway.aclose()
 
 
 async def serve(config: HostConfig, ready: Callable[[OwnerRecord], None]) -> None:

@@ -39,6 +39,7 @@ from modeld.session.values import (
 )
 from modeld.transport.grpc.client import RemoteNode, RemoteSession
 from modeld.transport.grpc.stream import RemoteStream
+from modeld.transport.leader_repository import LeaderRepository
 from modeld.transport.leader_stream import LeaderStream
 from modeld.transport.route import Route, Starter
 from modeld.types import DecodeOptions, Message, Receipt, ReuseStop, Tool
@@ -55,6 +56,7 @@ class LeaderNode:
     """:class:`modeld.session.ModelService` of whoever owns ``data_root``. Belongs to the event loop it is used in.
 
     A call whose owner is gone waits for a successor and is repeated there, once, where that is safe.
+    ``repository`` is the owner's :class:`modeld.node.gateway.RepositoryService`.
 
     :param patience: seconds to wait for a successor.
     :param starter: starts a node where none runs; without one the first call fails at once when there is none.
@@ -64,6 +66,7 @@ class LeaderNode:
         self, data_root: str | os.PathLike[str], *, patience: float = PATIENCE, starter: Starter | None = None
     ) -> None:
         self._route = Route(Path(data_root), patience, starter)
+        self.repository = LeaderRepository(self._route)
 
     async def __aenter__(self) -> Self:
         return self

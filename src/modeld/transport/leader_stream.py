@@ -192,7 +192,7 @@ class LeaderStream(BatchedStream):
         """The end as the caller gets it; the reader and a cancel may both have it."""
         if self._end is None:
             assert self._node is not None
-            receipt = self._settle(self._node, end.receipt, self._lost is not None)
+            receipt = self._settle(self._node, end.cost(), self._lost is not None)
             self._end = msgspec.structs.replace(end, receipt=receipt)
         return self._end
 

@@ -155,21 +155,24 @@ class ForkRequest(Struct, frozen=True, kw_only=True):
 
 
 class Method(Struct, frozen=True):
-    """One method of the service.
+    """One method of a service.
 
     :param reply: ``None`` for a stream of part frames.
     :param fenced: it changes something, so a caller that means another owner is refused.
+    :param local: it is taken over the unix socket only.
     """
 
     name: str
     request: type[Struct]
     reply: type[Struct] | None
     fenced: bool = False
+    service: str = SERVICE
+    local: bool = False
 
     @property
     def path(self) -> str:
         """The full name on the wire."""
-        return f"/{SERVICE}/{self.name}"
+        return f"/{self.service}/{self.name}"
 
 
 METHODS: Final = (
@@ -192,6 +195,7 @@ METHODS: Final = (
     Method("Fork", ForkRequest, SessionHandle, fenced=True),
     Method("Shutdown", Empty, Empty, fenced=True),
 )
+"""Of the service ``Node``; :mod:`modeld.transport.repository_methods` has the other."""
 
 
 def identity_proof(instance_id: str, epoch: int, nonce: bytes) -> bytes:

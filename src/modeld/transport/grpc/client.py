@@ -25,6 +25,7 @@ from modeld.session.values import (
     SuffixStatus,
 )
 from modeld.transport.grpc.options import NO_ACCESS, Access
+from modeld.transport.grpc.repository_client import RemoteRepository
 from modeld.transport.grpc.stream import RemoteStream
 from modeld.transport.grpc.wire import Wire
 from modeld.transport.methods import (
@@ -58,6 +59,8 @@ class RemoteNode:
     Nothing is sent before the first call, and only :meth:`prove` finds out who answers. A node that took over since is
     not followed: calls that change something fail with ``stale_epoch``, and connecting again is the caller's.
 
+    ``repository`` is the node's :class:`modeld.node.gateway.RepositoryService`.
+
     :param endpoint: ``unix:/path``, ``HOST:PORT`` or ``modeld+tls://HOST:PORT``, one of the record's.
     :param timeout: seconds that each call, and each stream as a whole, may take; ``None`` is no deadline.
     :param access: token and certificate, for TCP.
@@ -69,6 +72,7 @@ class RemoteNode:
     ) -> None:
         self.record = record
         self._wire = Wire(endpoint, record, timeout, access)
+        self.repository = RemoteRepository(self._wire)
 
     async def __aenter__(self) -> Self:
         return self

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import stat
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, cast
+from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -21,14 +22,17 @@ from grpc_reflection.v1alpha import reflection
 from msgspec import Struct, structs
 
 from modeld._version import __version__
-from modeld.errors import EngineProtocolError, InvalidRequestError, NodeError, StaleEpochError
+from modeld.errors import InvalidRequestError, NodeError, PermissionDeniedError, StaleEpochError
+from modeld.node.gateway import RepositoryService
 from modeld.session.contract import ModelService, PartStream, Session
 from modeld.session.values import NodeStatus
-from modeld.transport.convert import frame_to_bytes, from_bytes, to_bytes
+from modeld.transport.convert import from_bytes, to_bytes
 from modeld.transport.errors import DETAILS_KEY, public_error, to_status
 from modeld.transport.grpc.auth import TokenRequired
 from modeld.transport.grpc.callers import Callers
 from modeld.transport.grpc.options import server_options, target
+from modeld.transport.grpc.relay import Context, StreamRelay
+from modeld.transport.grpc.repository_server import RepositoryCalls
 from modeld.transport.methods import (
     EPOCH_KEY,
     METHODS,
@@ -52,39 +56,12 @@ from modeld.transport.methods import (
     TurnRequest,
     identity_proof,
 )
+from modeld.transport.repository_methods import REPOSITORY, REPOSITORY_METHODS
 from modeld.transport.security import TLS_SCHEME, Listener, require_loopback
-from modeld.types import EndPart, StreamPart
 
-Context = grpc.aio.ServicerContext[bytes, bytes]
+log = logging.getLogger(__name__)
 
-
-class BatchStream(Protocol):
-    """What a :class:`PartStream` offers beyond the contract where it can: all parts that are ready, at once.
-
-    After ``cancel()`` its iterator ends, with or without the end part.
-    """
-
-    def batches(self) -> AsyncIterator[Sequence[StreamPart]]:
-        """Lists of parts, none empty."""
-        ...
-
-
-class _Running:
-    """A stream that ``Cancel`` can find. Several cancels are one."""
-
-    def __init__(self, stream: PartStream) -> None:
-        self._stream = stream
-        self._cancel: asyncio.Task[EndPart] | None = None
-
-    @property
-    def cancelled(self) -> bool:
-        return self._cancel is not None
-
-    async def cancel(self) -> EndPart:
-        if self._cancel is None:
-            self._cancel = asyncio.ensure_future(self._stream.cancel())
-        # Shielded: who asked may leave; the stream still needs its end part.
-        return await asyncio.shield(self._cancel)
+Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 
 
 class GrpcServer:
@@ -92,14 +69,24 @@ class GrpcServer:
 
     :param instance_id: of the owner; proved to clients, never sent. :param epoch: calls of another one are refused.
     :param on_shutdown: called in the loop once the answer to ``Shutdown`` is out.
+    :param gateway: served as ``modeld.v1.Repository``; ``None``: that service is not there.
     """
 
-    def __init__(self, service: ModelService, *, instance_id: str, epoch: int, on_shutdown: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        service: ModelService,
+        *,
+        instance_id: str,
+        epoch: int,
+        on_shutdown: Callable[[], None],
+        gateway: RepositoryService | None = None,
+    ) -> None:
         self._service = service
+        self._gateway = gateway
         self._instance_id = instance_id
         self._epoch = epoch
         self._on_shutdown = on_shutdown
-        self._streams: dict[str, _Running] = {}
+        self._streams = StreamRelay()
         self._callers = Callers()
         self._health = health.aio.HealthServicer()
         self._servers: list[grpc.aio.Server] = []
@@ -117,16 +104,17 @@ class GrpcServer:
             raise InvalidRequestError("this server was started already; make a new one")
         endpoints = [f"unix:{unix_path}"]
         # Two servers, so that no look at a peer's name decides who needs the token: the file's mode guards the socket.
-        servers = [self._make()]
+        servers = [self._make(local=True)]
         if tcp is not None:
-            servers.append(self._make(TokenRequired(tcp.token)))
+            servers.append(self._make(TokenRequired(tcp.token), local=False))
             endpoints.append(_listen(servers[1], tcp))
         with _unix_socket(servers[0], unix_path):
             for server in servers:
                 await server.start()
         self._servers = servers
         self._socket = (unix_path, os.lstat(unix_path))
-        await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        for name in self._services():
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         return tuple(endpoints)
 
     async def stop(self, grace: float | None = None) -> None:
@@ -143,27 +131,45 @@ class GrpcServer:
                 if os.path.samestat(os.lstat(path), mine):
                     path.unlink()
 
-    def _make(self, *interceptors: grpc.aio.ServerInterceptor) -> grpc.aio.Server:
+    def _services(self) -> tuple[str, ...]:
+        return (SERVICE,) if self._gateway is None else (SERVICE, REPOSITORY)
+
+    def _make(self, *interceptors: grpc.aio.ServerInterceptor, local: bool) -> grpc.aio.Server:
         server = grpc.aio.server(interceptors=interceptors, options=server_options())
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, self._handlers()),))
+        handlers = {SERVICE: self._handlers()}
+        if self._gateway is not None:
+            handlers[REPOSITORY] = self._repository_handlers(self._gateway, local)
+        server.add_generic_rpc_handlers(
+            tuple(grpc.method_handlers_generic_handler(name, served) for name, served in handlers.items())
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
+        reflection.enable_server_reflection((*self._services(), health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         return server
 
-    def _handlers(self) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
+    def _handlers(self) -> dict[str, Handler]:
         calls = self._calls()
-        streams: dict[str, Callable[[Any], PartStream]] = {"Decode": self._decode, "Turn": self._turn}
+        streams = {
+            "Decode": lambda request, context: self._streams.relay(request.request_id, self._decode(request), context),
+            "Turn": lambda request, context: self._streams.relay(request.request_id, self._turn(request), context),
+        }
         return {
-            method.name: grpc.unary_unary_rpc_method_handler(self._unary(method, calls[method.name]))
+            method.name: self._unary(method, calls[method.name])
             if method.reply
-            else grpc.unary_stream_rpc_method_handler(self._streaming(method, streams[method.name]))
+            else self._streaming(method, streams[method.name])
             for method in METHODS
         }
 
-    def _unary(
-        self, method: Method, call: Callable[[Any], Awaitable[Struct]]
-    ) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    def _repository_handlers(self, gateway: RepositoryService, local: bool) -> dict[str, Handler]:
+        served = RepositoryCalls(gateway)
+        calls = served.unary()
+        return {
+            method.name: self._unary(method, calls[method.name] if local or not method.local else _refused(method))
+            if method.reply
+            else self._streaming(method, served.stream)
+            for method in REPOSITORY_METHODS
+        }
+
+    def _unary(self, method: Method, call: Callable[[Any], Awaitable[Struct]]) -> Handler:
         async def handle(data: bytes, context: Context) -> bytes:
             try:
                 self._callers.heard(context)
@@ -176,53 +182,21 @@ class GrpcServer:
                 context.add_done_callback(cast("Any", lambda _: self._on_shutdown()))
             return reply
 
-        return handle
+        return grpc.unary_unary_rpc_method_handler(cast("Any", handle))
 
-    def _streaming(
-        self, method: Method, start: Callable[[Any], PartStream]
-    ) -> Callable[[bytes, Context], Awaitable[None]]:
+    def _streaming(self, method: Method, relay: Callable[[Any, Context], Awaitable[None]]) -> Handler:
         async def handle(data: bytes, context: Context) -> None:
             try:
                 self._callers.heard(context)
                 self._check_epoch(method, context)
-                request = from_bytes(method.request, data)
-                await self._relay(cast("TurnRequest | DecodeRequest", request).request_id, start(request), context)
+                await relay(from_bytes(method.request, data), context)
+            except grpc.aio.InternalError:
+                # A part could not be written: the reader has gone, and the stream was closed on the way here.
+                log.debug("%s: the client left", method.name)
             except Exception as error:
                 await _abort(context, method, error)
 
-        return handle
-
-    async def _relay(self, request_id: str, stream: PartStream, context: Context) -> None:
-        """Write the stream's parts as fast as the reader takes them, and close it whatever happens."""
-        running = _Running(stream)
-        ended = False
-        try:
-            with self._registered(request_id, running):
-                await context.send_initial_metadata(())
-                async for parts in _batches(stream):
-                    # Waits while the reader's window is full: meanwhile the next batch grows, and nothing else does.
-                    await context.write(frame_to_bytes(parts))
-                    ended = isinstance(parts[-1], EndPart)
-                if not ended:
-                    if not running.cancelled:
-                        raise EngineProtocolError("the engine's stream stopped without an end part; ask again")
-                    await context.write(frame_to_bytes([await running.cancel()]))
-        finally:
-            await stream.aclose()
-
-    @contextlib.contextmanager
-    def _registered(self, request_id: str, running: _Running) -> Iterator[None]:
-        if not request_id:
-            yield
-            return
-        if request_id in self._streams or len(request_id) > 200:
-            rule = "at most 200 characters and not that of a running call"
-            raise InvalidRequestError(f"a request id is {rule}, not {request_id[:40]!r}", parameter="request_id")
-        self._streams[request_id] = running
-        try:
-            yield
-        finally:
-            del self._streams[request_id]
+        return grpc.unary_stream_rpc_method_handler(cast("Any", handle))
 
     def _check_epoch(self, method: Method, context: Context) -> None:
         if not method.fenced:
@@ -308,11 +282,7 @@ class GrpcServer:
         )
 
     async def _cancel(self, request: CancelRequest) -> CancelReply:
-        running = self._streams.get(request.request_id)
-        if running is None:
-            return CancelReply(found=False)
-        await running.cancel()
-        return CancelReply(found=True)
+        return CancelReply(found=await self._streams.cancel(request.request_id))
 
     async def _restore(self, request: RestoreRequest) -> Struct:
         return await self._session(request).restore(request.snapshot_id)
@@ -330,13 +300,13 @@ async def _abort(context: Context, method: Method, error: Exception) -> NoReturn
     await context.abort(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
 
 
-async def _batches(stream: PartStream) -> AsyncIterator[Sequence[StreamPart]]:
-    if hasattr(stream, "batches"):
-        async for parts in cast("BatchStream", stream).batches():
-            yield parts
-    else:
-        async for part in stream:
-            yield (part,)
+def _refused(method: Method) -> Callable[[Any], Awaitable[Struct]]:
+    async def refuse(request: Struct) -> Struct:
+        raise PermissionDeniedError(
+            f"{method.name} is taken over the unix socket only: run `modeld backends` on the node's own machine"
+        )
+
+    return refuse
 
 
 def _listen(server: grpc.aio.Server, listener: Listener) -> str:

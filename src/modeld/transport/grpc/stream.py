@@ -102,7 +102,7 @@ class RemoteStream(BatchedStream):
                 parts = frame_from_bytes(cast("bytes", data))
         if isinstance(end := parts[-1], EndPart):
             self._end = end
-            self._follow(end.receipt)
+            self._follow(end.cost())
             # To the status: then the node has closed its stream, and the session is free for the next call.
             with contextlib.suppress(grpc.aio.AioRpcError):
                 await self._call.read()

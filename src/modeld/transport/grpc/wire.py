@@ -15,7 +15,8 @@ from modeld.transport.convert import from_bytes, to_bytes
 from modeld.transport.errors import from_rpc
 from modeld.transport.grpc.callers import introduction
 from modeld.transport.grpc.options import NO_ACCESS, Access, open_channel
-from modeld.transport.methods import EPOCH_KEY, MAX_MESSAGE, METHODS
+from modeld.transport.methods import EPOCH_KEY, MAX_MESSAGE, METHODS, SERVICE
+from modeld.transport.repository_methods import REPOSITORY_METHODS
 
 if TYPE_CHECKING:
     from modeld.node.record import OwnerRecord
@@ -40,11 +41,12 @@ class Wire:
         self._metadata = ((EPOCH_KEY, str(record.epoch)), introduction(), *access.metadata)
         self._closed = False
         self._channel = channel = open_channel(endpoint, access)
+        methods = (*METHODS, *REPOSITORY_METHODS)
         self._unary: dict[str, grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]] = {
-            method.name: channel.unary_unary(method.path) for method in METHODS if method.reply
+            method.path: channel.unary_unary(method.path) for method in methods if method.reply
         }
         self._streaming: dict[str, grpc.aio.UnaryStreamMultiCallable[bytes, bytes]] = {
-            method.name: channel.unary_stream(method.path) for method in METHODS if not method.reply
+            method.path: channel.unary_stream(method.path) for method in methods if not method.reply
         }
 
     async def aclose(self) -> None:
@@ -52,7 +54,9 @@ class Wire:
         self._closed = True
         await self._channel.close()
 
-    async def call(self, name: str, request: Struct, reply: type[S], *, seconds: float | None = None) -> S:
+    async def call(
+        self, name: str, request: Struct, reply: type[S], *, seconds: float | None = None, service: str = SERVICE
+    ) -> S:
         """One unary method of the wire.
 
         :raises NodeUnreachableError: the connection is lost, or the answer cannot be read.
@@ -61,13 +65,15 @@ class Wire:
         """
         data = self.encode(request)
         with self.translated():
-            answer = await self._unary[name](data, metadata=self._metadata, timeout=seconds or self._timeout)
+            answer = await self._unary[f"/{service}/{name}"](
+                data, metadata=self._metadata, timeout=seconds or self._timeout
+            )
         with self.reading():
             return from_bytes(reply, answer)
 
-    def stream(self, name: str, data: bytes) -> StreamCall:
+    def stream(self, name: str, data: bytes, *, service: str = SERVICE) -> StreamCall:
         """Start a streaming method of the wire."""
-        return self._streaming[name](data, metadata=self._metadata, timeout=self._timeout)
+        return self._streaming[f"/{service}/{name}"](data, metadata=self._metadata, timeout=self._timeout)
 
     def encode(self, request: Struct) -> bytes:
         """``request`` as bytes.

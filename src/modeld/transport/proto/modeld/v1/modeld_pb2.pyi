@@ -144,6 +144,94 @@ class ForkRequest(_message.Message):
     workspace: str
     def __init__(self, handle: _Optional[_Union[SessionHandle, _Mapping]] = ..., name: _Optional[str] = ..., workspace: _Optional[str] = ...) -> None: ...
 
+class RegisterBackendRequest(_message.Message):
+    __slots__ = ("backend", "secret", "replace")
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    REPLACE_FIELD_NUMBER: _ClassVar[int]
+    backend: ConfiguredBackend
+    secret: str
+    replace: bool
+    def __init__(self, backend: _Optional[_Union[ConfiguredBackend, _Mapping]] = ..., secret: _Optional[str] = ..., replace: _Optional[bool] = ...) -> None: ...
+
+class BackendRequest(_message.Message):
+    __slots__ = ("backend",)
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    backend: str
+    def __init__(self, backend: _Optional[str] = ...) -> None: ...
+
+class ConfiguredBackends(_message.Message):
+    __slots__ = ("backends",)
+    BACKENDS_FIELD_NUMBER: _ClassVar[int]
+    backends: _containers.RepeatedCompositeFieldContainer[ConfiguredBackend]
+    def __init__(self, backends: _Optional[_Iterable[_Union[ConfiguredBackend, _Mapping]]] = ...) -> None: ...
+
+class ObservedModels(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[ObservedModel]
+    def __init__(self, models: _Optional[_Iterable[_Union[ObservedModel, _Mapping]]] = ...) -> None: ...
+
+class ChatRequest(_message.Message):
+    __slots__ = ("backend", "model", "messages", "config")
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    backend: str
+    model: str
+    messages: _containers.RepeatedCompositeFieldContainer[Message]
+    config: ChatConfig
+    def __init__(self, backend: _Optional[str] = ..., model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., config: _Optional[_Union[ChatConfig, _Mapping]] = ...) -> None: ...
+
+class EmbedRequest(_message.Message):
+    __slots__ = ("backend", "model", "texts", "dimensions")
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    backend: str
+    model: str
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    dimensions: int
+    def __init__(self, backend: _Optional[str] = ..., model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., dimensions: _Optional[int] = ...) -> None: ...
+
+class Vector(_message.Message):
+    __slots__ = ("values",)
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class EmbedReply(_message.Message):
+    __slots__ = ("vectors", "model", "usage")
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    vectors: _containers.RepeatedCompositeFieldContainer[Vector]
+    model: str
+    usage: Usage
+    def __init__(self, vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., model: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
+
+class PromptRequest(_message.Message):
+    __slots__ = ("backend", "model", "system", "temperature", "prompt")
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SYSTEM_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    backend: str
+    model: str
+    system: str
+    temperature: float
+    prompt: str
+    def __init__(self, backend: _Optional[str] = ..., model: _Optional[str] = ..., system: _Optional[str] = ..., temperature: _Optional[float] = ..., prompt: _Optional[str] = ...) -> None: ...
+
+class PromptReply(_message.Message):
+    __slots__ = ("text",)
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    def __init__(self, text: _Optional[str] = ...) -> None: ...
+
 class FunctionCall(_message.Message):
     __slots__ = ("name", "arguments")
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -165,7 +253,7 @@ class ToolCall(_message.Message):
     def __init__(self, id: _Optional[str] = ..., function: _Optional[_Union[FunctionCall, _Mapping]] = ..., type: _Optional[str] = ..., provider_meta: _Optional[str] = ...) -> None: ...
 
 class Message(_message.Message):
-    __slots__ = ("role", "content", "thinking", "tool_calls", "tool_call_id", "name", "provider_meta")
+    __slots__ = ("role", "content", "thinking", "tool_calls", "tool_call_id", "name", "provider_meta", "images")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     THINKING_FIELD_NUMBER: _ClassVar[int]
@@ -173,6 +261,7 @@ class Message(_message.Message):
     TOOL_CALL_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_META_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
     role: str
     content: str
     thinking: str
@@ -180,7 +269,16 @@ class Message(_message.Message):
     tool_call_id: str
     name: str
     provider_meta: str
-    def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ..., thinking: _Optional[str] = ..., tool_calls: _Optional[_Iterable[_Union[ToolCall, _Mapping]]] = ..., tool_call_id: _Optional[str] = ..., name: _Optional[str] = ..., provider_meta: _Optional[str] = ...) -> None: ...
+    images: _containers.RepeatedCompositeFieldContainer[ImagePart]
+    def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ..., thinking: _Optional[str] = ..., tool_calls: _Optional[_Iterable[_Union[ToolCall, _Mapping]]] = ..., tool_call_id: _Optional[str] = ..., name: _Optional[str] = ..., provider_meta: _Optional[str] = ..., images: _Optional[_Iterable[_Union[ImagePart, _Mapping]]] = ...) -> None: ...
+
+class ImagePart(_message.Message):
+    __slots__ = ("data", "mime_type")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    MIME_TYPE_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    mime_type: str
+    def __init__(self, data: _Optional[bytes] = ..., mime_type: _Optional[str] = ...) -> None: ...
 
 class FunctionTool(_message.Message):
     __slots__ = ("name", "description", "parameters")
@@ -199,6 +297,56 @@ class Tool(_message.Message):
     function: FunctionTool
     type: str
     def __init__(self, function: _Optional[_Union[FunctionTool, _Mapping]] = ..., type: _Optional[str] = ...) -> None: ...
+
+class ResponseFormat(_message.Message):
+    __slots__ = ("schema", "name", "strict")
+    SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STRICT_FIELD_NUMBER: _ClassVar[int]
+    schema: str
+    name: str
+    strict: bool
+    def __init__(self, schema: _Optional[str] = ..., name: _Optional[str] = ..., strict: _Optional[bool] = ...) -> None: ...
+
+class ChatConfig(_message.Message):
+    __slots__ = ("temperature", "max_tokens", "top_p", "top_k", "min_p", "seed", "stop", "frequency_penalty", "presence_penalty", "repeat_penalty", "tools", "tool_choice", "parallel_tool_calls", "response_format", "think", "shift", "truncate", "timeout")
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    REPEAT_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    TOOLS_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CHOICE_FIELD_NUMBER: _ClassVar[int]
+    PARALLEL_TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    THINK_FIELD_NUMBER: _ClassVar[int]
+    SHIFT_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    temperature: float
+    max_tokens: int
+    top_p: float
+    top_k: int
+    min_p: float
+    seed: int
+    stop: _containers.RepeatedScalarFieldContainer[str]
+    frequency_penalty: float
+    presence_penalty: float
+    repeat_penalty: float
+    tools: _containers.RepeatedCompositeFieldContainer[Tool]
+    tool_choice: str
+    parallel_tool_calls: bool
+    response_format: ResponseFormat
+    think: str
+    shift: bool
+    truncate: bool
+    timeout: float
+    def __init__(self, temperature: _Optional[float] = ..., max_tokens: _Optional[int] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., repeat_penalty: _Optional[float] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., tool_choice: _Optional[str] = ..., parallel_tool_calls: _Optional[bool] = ..., response_format: _Optional[_Union[ResponseFormat, _Mapping]] = ..., think: _Optional[str] = ..., shift: _Optional[bool] = ..., truncate: _Optional[bool] = ..., timeout: _Optional[float] = ...) -> None: ...
 
 class DecodeOptions(_message.Message):
     __slots__ = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty", "penalty_last_n", "seed", "stop", "ignore_eos")
@@ -321,10 +469,12 @@ class ToolCallDelta(_message.Message):
     def __init__(self, index: _Optional[int] = ..., arguments: _Optional[str] = ...) -> None: ...
 
 class ToolCallEnd(_message.Message):
-    __slots__ = ("index",)
+    __slots__ = ("index", "provider_meta")
     INDEX_FIELD_NUMBER: _ClassVar[int]
+    PROVIDER_META_FIELD_NUMBER: _ClassVar[int]
     index: int
-    def __init__(self, index: _Optional[int] = ...) -> None: ...
+    provider_meta: str
+    def __init__(self, index: _Optional[int] = ..., provider_meta: _Optional[str] = ...) -> None: ...
 
 class ProgressPart(_message.Message):
     __slots__ = ("cached", "done", "total")
@@ -355,20 +505,24 @@ class ErrorPart(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., raw: _Optional[str] = ...) -> None: ...
 
 class EndPart(_message.Message):
-    __slots__ = ("finish_reason", "usage", "receipt", "model", "seed", "stop")
+    __slots__ = ("finish_reason", "usage", "receipt", "model", "seed", "stop", "id", "provider_meta")
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PROVIDER_META_FIELD_NUMBER: _ClassVar[int]
     finish_reason: str
     usage: Usage
     receipt: Receipt
     model: str
     seed: int
     stop: str
-    def __init__(self, finish_reason: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., model: _Optional[str] = ..., seed: _Optional[int] = ..., stop: _Optional[str] = ...) -> None: ...
+    id: str
+    provider_meta: str
+    def __init__(self, finish_reason: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., model: _Optional[str] = ..., seed: _Optional[int] = ..., stop: _Optional[str] = ..., id: _Optional[str] = ..., provider_meta: _Optional[str] = ...) -> None: ...
 
 class StreamPart(_message.Message):
     __slots__ = ("text", "thinking", "tool_call_start", "tool_call_delta", "tool_call_end", "progress", "warning", "error", "end")
@@ -397,6 +551,70 @@ class StreamFrame(_message.Message):
     PARTS_FIELD_NUMBER: _ClassVar[int]
     parts: _containers.RepeatedCompositeFieldContainer[StreamPart]
     def __init__(self, parts: _Optional[_Iterable[_Union[StreamPart, _Mapping]]] = ...) -> None: ...
+
+class ChatResult(_message.Message):
+    __slots__ = ("message", "end", "warnings", "errors")
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    message: Message
+    end: EndPart
+    warnings: _containers.RepeatedCompositeFieldContainer[WarningPart]
+    errors: _containers.RepeatedCompositeFieldContainer[ErrorPart]
+    def __init__(self, message: _Optional[_Union[Message, _Mapping]] = ..., end: _Optional[_Union[EndPart, _Mapping]] = ..., warnings: _Optional[_Iterable[_Union[WarningPart, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[ErrorPart, _Mapping]]] = ...) -> None: ...
+
+class ConfiguredBackend(_message.Message):
+    __slots__ = ("name", "type", "base_url", "key", "pin")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    BASE_URL_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    type: str
+    base_url: str
+    key: str
+    pin: str
+    def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., base_url: _Optional[str] = ..., key: _Optional[str] = ..., pin: _Optional[str] = ...) -> None: ...
+
+class CapabilityConfig(_message.Message):
+    __slots__ = ("context_length", "max_output_tokens", "can_chat", "can_embed", "can_stream", "can_prompt", "can_think", "can_vision")
+    CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    MAX_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CAN_CHAT_FIELD_NUMBER: _ClassVar[int]
+    CAN_EMBED_FIELD_NUMBER: _ClassVar[int]
+    CAN_STREAM_FIELD_NUMBER: _ClassVar[int]
+    CAN_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    CAN_THINK_FIELD_NUMBER: _ClassVar[int]
+    CAN_VISION_FIELD_NUMBER: _ClassVar[int]
+    context_length: int
+    max_output_tokens: int
+    can_chat: bool
+    can_embed: bool
+    can_stream: bool
+    can_prompt: bool
+    can_think: bool
+    can_vision: bool
+    def __init__(self, context_length: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., can_chat: _Optional[bool] = ..., can_embed: _Optional[bool] = ..., can_stream: _Optional[bool] = ..., can_prompt: _Optional[bool] = ..., can_think: _Optional[bool] = ..., can_vision: _Optional[bool] = ...) -> None: ...
+
+class ObservedModel(_message.Message):
+    __slots__ = ("name", "capabilities", "modified_at", "size", "digest", "meta", "evidence")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    MODIFIED_AT_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    META_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    capabilities: CapabilityConfig
+    modified_at: str
+    size: int
+    digest: str
+    meta: str
+    evidence: str
+    def __init__(self, name: _Optional[str] = ..., capabilities: _Optional[_Union[CapabilityConfig, _Mapping]] = ..., modified_at: _Optional[str] = ..., size: _Optional[int] = ..., digest: _Optional[str] = ..., meta: _Optional[str] = ..., evidence: _Optional[str] = ...) -> None: ...
 
 class Segment(_message.Message):
     __slots__ = ("kind", "stable", "message_index", "characters")

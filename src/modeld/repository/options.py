@@ -1,0 +1,97 @@
+"""Which option a backend takes: as it is, as something else, or not at all. None is dropped.
+
+Each wire has one :data:`Rules`: a rule for every option. It drives what is refused, the documentation
+(``docs/providers.md``) and a test that sends each option and looks at the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from modeld.errors import InvalidRequestError, NotSupportedError
+from modeld.types import ChatConfig
+
+OPTIONS: Final = tuple(name for name in ChatConfig.__struct_fields__)
+"""Every option; ``images`` of messages comes on top in the rules."""
+
+Kind = Literal["native", "mapped", "error"]
+
+
+class Rule(Struct, frozen=True):
+    """What becomes of one option.
+
+    :param wire: the field of the request, ``a.b`` for nested ones. :param note: what is mapped how, or why not.
+    """
+
+    kind: Kind
+    wire: str = ""
+    note: str = ""
+
+
+Rules = Mapping[str, Rule]
+
+
+def native(wire: str) -> Rule:
+    """The backend has the same option under this name."""
+    return Rule("native", wire)
+
+
+def mapped(wire: str, note: str) -> Rule:
+    """The backend has something that means the same; ``note`` says how it is written."""
+    return Rule("mapped", wire, note)
+
+
+def refused(note: str) -> Rule:
+    """The backend has nothing of the kind; asking for it is an error."""
+    return Rule("error", "", note)
+
+
+def make_rules(**rules: Rule) -> Rules:
+    """The rules of one wire, complete.
+
+    :raises InvalidRequestError: an option has no rule, or a rule no option.
+    """
+    wanted = {*OPTIONS, "images"}
+    full = {"timeout": Rule("mapped", "", "a deadline on this side; the request is closed when it passes"), **rules}
+    if full.keys() != wanted:
+        raise InvalidRequestError(f"rules and options differ: {sorted(full.keys() ^ wanted)}", parameter="rules")
+    return full
+
+
+def given(config: ChatConfig) -> dict[str, object]:
+    """The options that are set."""
+    values = {name: getattr(config, name) for name in OPTIONS}
+    return {name: value for name, value in values.items() if value is not None and value != ()}
+
+
+def check_options(backend: str, rules: Rules, config: ChatConfig) -> None:
+    """Refuse what the backend has no way to do.
+
+    ``False`` for ``shift`` and ``truncate`` asks for what always holds, and is fine everywhere.
+
+    :raises NotSupportedError: an option is set whose rule is ``error``; ``feature`` names it.
+    """
+    for name, value in given(config).items():
+        always = name in ("shift", "truncate") and value is False
+        if rules[name].kind == "error" and not always:
+            raise NotSupportedError(
+                f"{backend} cannot do {name}={_short(value)}: {rules[name].note}", feature=name, backend=backend
+            )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def clamp_max_output_tokens(requested: int | None, ceiling: int) -> tuple[int | None, bool]:
+    """``requested`` lowered to ``ceiling``, and whether that changed it. A ceiling of 0 is unknown and changes nothing.
+
+    ``None``, 0 and negative numbers are no request and stay as they are.
+    """
+    if requested is not None and 0 < ceiling < requested:
+        return ceiling, True
+    return requested, False

@@ -184,8 +184,7 @@ class Sessions(RuleBasedStateMachine):
             assert self.engine.steps(20_000)
             self.read()
         assert not self.asked
-        used = sum(session.hot for session in self.engine.scheduler._pool.sessions.values())
-        assert self.engine.backend.used() == used
+        assert self.engine.backend.used() == self.engine.scheduler._pool.used()
 
     def read(self) -> None:
         for reply in self.engine.replies:
@@ -240,7 +239,7 @@ class Sessions(RuleBasedStateMachine):
             assert end.finish_reason in ("cancelled", "context_full"), end
             assert end.finish_reason != "cancelled" or reply.id in self.cancelled
         assert end.usage.output == len(result.text)
-        receipt = end.receipt
+        receipt = end.cost()
         assert receipt.reused + receipt.prefilled == end.usage.input
         if end.usage.output:
             assert end.usage.input == len(rendered(request.messages))
@@ -258,7 +257,7 @@ class Sessions(RuleBasedStateMachine):
                 continue
             assert session.sequence not in held
             held[session.sequence] = session
-            assert self.engine.backend._cells.get(session.sequence, []) == session.ids[: session.hot]
+            assert self.engine.backend.tape(session.sequence) == session.ids[: session.hot]
             assert session.hot <= len(session.ids)
 
 

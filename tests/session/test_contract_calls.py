@@ -215,7 +215,7 @@ async def test_many_streams_at_once_do_not_mix(world: World) -> None:
         first = await session.turn(conversation, options=GREEDY).join()
         conversation += [first.message, Message("user", world.engine.asks[(index + 1) % 10])]
         second = await session.turn(conversation, options=GREEDY).join()
-        assert second.receipt.reused == first.receipt.resident
+        assert second.receipt.reused >= first.receipt.resident
         return first.text, second.text
 
     alone = [await talk(index) for index in range(10)]
@@ -250,14 +250,19 @@ async def test_fork_shares_the_past_and_nothing_after_it(world: World) -> None:
     conversation.append(first.message)
     children = [await parent.fork(world.fresh_name()) for _ in range(2)]
     branches = [[*conversation, Message("user", ask)] for ask in world.engine.asks[2:4]]
+    texts: list[str] = []
     for child, branch in zip(children, branches, strict=True):
         result = await child.turn(branch, options=GREEDY).join()
-        assert result.receipt.reused == first.receipt.resident
-        cold = await (await world.open()).turn(branch, options=GREEDY).join()
-        assert result.text == cold.text
+        assert result.receipt.reused >= first.receipt.resident
+        texts.append(result.text)
     assert (await parent.explain()).resident == first.receipt.resident
     own = await parent.turn([*conversation, Message("user", world.engine.asks[4])], options=GREEDY).join()
-    assert own.receipt.reused == first.receipt.resident
+    assert own.receipt.reused >= first.receipt.resident
+    for branch, text in zip(branches, texts, strict=True):
+        await world.service.unload()
+        cold = await (await world.open()).turn(branch, options=GREEDY).join()
+        assert cold.receipt.reused == 0
+        assert cold.text == text
 
 
 async def test_fork_onto_itself_is_an_error(world: World) -> None:
@@ -277,11 +282,13 @@ async def test_snapshot_comes_back(world: World) -> None:
     status = await session.restore(saved.id)
     assert status.receipt.restored == status.receipt.resident == first.receipt.resident
     again = await session.turn(conversation, options=GREEDY).join()
-    assert (again.text, again.receipt.reused) == (second.text, first.receipt.resident)
+    assert again.text == second.text
+    assert again.receipt.reused >= first.receipt.resident
     other = await world.open()
     await other.restore(saved.id)
     theirs = await other.turn(conversation, options=GREEDY).join()
-    assert (theirs.text, theirs.receipt.reused) == (second.text, first.receipt.resident)
+    assert theirs.text == second.text
+    assert theirs.receipt.reused >= first.receipt.resident
 
 
 async def test_snapshot_of_another_kind_of_kv_is_refused_by_field(world: World) -> None:

@@ -23,7 +23,7 @@ def perform(job: Job, pool: Pool, backend: Backend, load: Load, manifest: Manife
         case Explain():
             return _explain(session, load, manifest)
         case Fork(target=target):
-            _fork(session, pool.get(target), pool, backend)
+            _fork(session, pool.get(target), pool)
             return None
         case Snapshot(path=path):
             state = backend.save(session.sequence) if session.sequence is not None else b""
@@ -71,25 +71,19 @@ def _explain(session: EngineSession, load: Load, manifest: Manifest) -> ContextR
     )
 
 
-def _fork(source: EngineSession, target: EngineSession, pool: Pool, backend: Backend) -> None:
+def _fork(source: EngineSession, target: EngineSession, pool: Pool) -> None:
     if target is source:
         raise SessionError("a session cannot be forked onto itself")
     if target.jobs:
         raise ModelBusyError("the session to fork to is in use")
     pool.release(target)
     target.take_from(source)
-    if source.sequence is not None and pool.give_sequence(target) and target.sequence is not None:
-        # Finding an id may have evicted somebody, but not the source: it has this very job.
-        backend.share(source.sequence, target.sequence)
-        target.hot = source.hot
-        target.last_used = monotonic()
+    pool.copy(source, target)
+    target.last_used = monotonic()
 
 
 def _make_room(session: EngineSession, fresh: EngineSession, needed: int, pool: Pool, load: Load) -> None:
-    """Free cells for a restored state: idle sessions give way first, and what it replaces last.
-
-    Cells that sessions share are counted for each, so more may be freed than is needed.
-    """
+    """Free cells for a restored state: idle sessions give way first, and what it replaces last."""
     while pool.used() + needed > load.cells:
         if pool.evict_idle(fresh):
             continue
@@ -127,6 +121,7 @@ def _restore(
     if saved.hot and not backend.restore(fresh.sequence, state):
         pool.release(fresh)
         raise ManifestMismatchError("the snapshot's KV does not read back as it was written", field="state")
+    pool.extended(fresh, saved.ids[: saved.hot])
     dropped = session.hot
     pool.release(session)
     session.sequence = fresh.sequence

@@ -74,6 +74,8 @@ class Backend(Vocabulary, Protocol):
     eos: str
     add_bos: bool
     tokenizer_digest: str
+    shares: bool
+    """Any beginning of a sequence can be shared, and any end of one forgotten. Without it only whole sequences can."""
 
     def step(self, slices: list[Slice]) -> StepResult:
         """Compute a batch. At most :attr:`Load.batch` tokens; a token has one sequence."""
@@ -83,15 +85,18 @@ class Backend(Vocabulary, Protocol):
         """A sampler for a stream whose context so far is ``history``."""
         ...
 
-    def remove(self, sequence: int, start: int) -> bool:
-        """Forget positions from ``start`` on.
+    def remove(self, sequence: int, start: int, end: int = -1) -> bool:
+        """Forget positions from ``start`` on, up to ``end`` where it is given.
 
         ``False``: this model can only forget a whole sequence; nothing was done.
         """
         ...
 
-    def share(self, source: int, target: int) -> None:
-        """Let the empty sequence ``target`` hold all that ``source`` holds, without copying KV."""
+    def share(self, source: int, target: int, start: int = 0, end: int = -1) -> None:
+        """Let ``target`` hold ``source``'s positions too, without copying KV. It must hold none of its own there.
+
+        A part of a sequence can be given only where :attr:`shares` is true.
+        """
         ...
 
     def save(self, sequence: int) -> bytes:

@@ -94,7 +94,12 @@ class Job:
         self.prefilled_at = 0.0
         self.prompt: Prompt | None = None
         self.target: list[int] = []
+        # Leading tokens of the target whose KV may be used as it is.
+        self.reusable = 0
         self.keeps_tail = False
+        # A job that computes the same beginning, and how long that is: it is computed once.
+        self.leader: Job | None = None
+        self.common = 0
         self.reused = self.restored = self.dropped = 0
         self.stop: ReuseStop | None = None
         self.stream: Stream | None = None
@@ -118,6 +123,12 @@ class Job:
     def stalled(self) -> bool:
         """Its reader has not taken what it was given."""
         return self.stream is not None and self.stream.credit <= 0
+
+    @property
+    def waits(self) -> bool:
+        """Another job computes what this one needs next."""
+        leader = self.leader
+        return leader is not None and leader.runnable and not leader.decoding and leader.session.hot < self.common
 
     def lost_kv(self, why: ReuseReason) -> None:
         """What it reused was taken from it and is computed again: its receipt must not say otherwise."""

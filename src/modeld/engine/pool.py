@@ -1,16 +1,24 @@
-"""The sessions of an engine, the sequence ids they share, and who gives way when there are too few."""
+"""The sessions of an engine, the sequence ids and cells they share, and who gives way when there are too few."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from time import monotonic
 
 from modeld.engine.backend import Backend
+from modeld.engine.prefix_tree import PrefixTree
 from modeld.engine.protocol import Evicted, Open, Tape
-from modeld.engine.session import EngineSession
+from modeld.engine.session import EngineSession, shared_length
+
+MIN_BRANCH = 32
+"""Tokens that a session leaves behind before a sequence id of their own is worth it: computing fewer takes one step."""
 
 
 class Pool:
     """Sessions by key. Each that holds KV has a sequence id; ids are few, so idle sessions give theirs up.
+
+    A beginning that several sessions have in common is held once. What a session leaves behind when its conversation
+    goes another way is kept as a *branch*, while there are ids: whoever comes back to it finds it.
 
     :param told: is given an :class:`Evicted` whenever a session loses its KV to another.
     """
@@ -19,6 +27,8 @@ class Pool:
         self._backend = backend
         self._free = list(range(sequences))[::-1]
         self._told = told
+        self._tree = PrefixTree()
+        self._branches: dict[int, float] = {}
         self.sessions: dict[int, EngineSession] = {}
 
     def open(self, request: Open) -> None:
@@ -44,6 +54,12 @@ class Pool:
         if len(session.jobs) <= 1:
             self.sessions.pop(session.key, None)
 
+    # Sequence ids
+
+    def can_give(self, session: EngineSession) -> bool:
+        """Whether :meth:`seat` or :meth:`give_sequence` will find an id: no busy session has to give way."""
+        return bool(session.sequence is not None or self._free or self._branches or self._idle(session))
+
     def give_sequence(self, session: EngineSession) -> bool:
         """Let the session have a sequence id. ``False``: all ids are with sessions that are busy."""
         if session.sequence is None:
@@ -52,13 +68,23 @@ class Pool:
             session.sequence = self._free.pop()
         return True
 
-    def evict_idle(self, wanted_by: EngineSession | None = None) -> bool:
-        """Take the KV of the idle session that will be missed least. ``False``: none is idle."""
-        idle = [s for s in self.sessions.values() if s.sequence is not None and not s.jobs and s is not wanted_by]
-        if not idle:
+    def evict_idle(self, wanted_by: EngineSession | None = None, *, keep: int | None = None) -> bool:
+        """Take the KV that will be missed least: a branch, else an idle session's. ``False``: there is none.
+
+        :param keep: a sequence not to take.
+        """
+        branches = [sequence for sequence in self._branches if sequence != keep]
+        idle = [session for session in self._idle(wanted_by) if session.sequence != keep]
+        if branches:
+            self._drop_branch(min(branches, key=self._branches.__getitem__))
+        elif idle:
+            self.evict(min(idle, key=lambda s: (s.pin, s.session_class == "main", s.last_used)))
+        else:
             return False
-        self.evict(min(idle, key=lambda s: (s.pin, s.session_class == "main", s.last_used)))
         return True
+
+    def _idle(self, wanted_by: EngineSession | None) -> list[EngineSession]:
+        return [s for s in self.sessions.values() if s.sequence is not None and not s.jobs and s is not wanted_by]
 
     def evict(self, session: EngineSession) -> None:
         """Take the session's KV; its next receipt says so."""
@@ -69,16 +95,103 @@ class Pool:
     def release(self, session: EngineSession) -> None:
         """Clear the session's sequence and take the id back."""
         if session.sequence is not None:
-            self._backend.remove(session.sequence, 0)
-            self._free.append(session.sequence)
+            self._clear(session.sequence)
             session.sequence = None
+
+    def _drop_branch(self, sequence: int) -> None:
+        del self._branches[sequence]
+        self._clear(sequence)
+
+    def _clear(self, sequence: int) -> None:
+        self._tree.cut(sequence, 0)
+        self._backend.remove(sequence, 0)
+        self._free.append(sequence)
+
+    # Tapes
+
+    def seat(self, session: EngineSession, ids: Sequence[int]) -> int:
+        """Let the session hold as many leading tokens of ``ids`` as anybody does, itself included, and nothing else.
+
+        It gets a sequence id: :meth:`can_give` must have said so. No KV is copied.
+
+        :returns: how many.
+        """
+        own = shared_length(session.tape, list(ids))
+        found, donor = self._tree.match(ids) if self._backend.shares else (own, None)
+        if donor is None or donor == session.sequence or found <= own:
+            if not self.give_sequence(session):
+                raise AssertionError("no sequence id, though there was one")
+            if own < session.hot and not self._leave_branch(session, own):
+                self.cut(session, own)
+            return session.hot
+        if session.sequence is not None and not self._leave_branch(session, 0):
+            self.release(session)
+        self._move(session, donor, found)
+        return session.hot
+
+    def _move(self, session: EngineSession, donor: int, length: int) -> None:
+        """Give the session an id, and the donor's first cells."""
+        if session.sequence is None:
+            if not self._free and not self.evict_idle(session, keep=donor):
+                self._take_over(session, donor, length)
+                return
+            session.sequence = self._free.pop()
+        self._backend.share(donor, session.sequence, 0, length)
+        self._tree.share(donor, session.sequence, length)
+        session.hot = length
+
+    def _take_over(self, session: EngineSession, donor: int, length: int) -> None:
+        """No id is left but the donor's own: the session gets it, with the beginning that it needs."""
+        for owner in self.sessions.values():
+            if owner.sequence == donor:
+                owner.lose("evicted")
+                self._told(Evicted((owner.key,)))
+        self._branches.pop(donor, None)
+        session.sequence, session.hot = donor, self._tree.length(donor)
+        self.cut(session, length)
+
+    def _leave_branch(self, session: EngineSession, keep: int) -> bool:
+        """Keep the session's tape as a branch, and give it a new id that holds the first ``keep`` tokens."""
+        old = session.sequence
+        if old is None or not self._free or not self._backend.shares or self._tree.alone(old) < MIN_BRANCH:
+            return False
+        self._branches[old] = monotonic()
+        session.sequence, session.hot = None, 0
+        if keep:
+            self._move(session, old, keep)
+        else:
+            session.sequence = self._free.pop()
+        return True
+
+    def extended(self, session: EngineSession, tokens: list[int]) -> None:
+        """A step has computed ``tokens`` behind the session's tape."""
+        session.hot += len(tokens)
+        sequence = session.sequence
+        if not self._backend.shares or sequence is None:
+            return
+        for double in self._tree.extend(sequence, tokens):
+            # Two computed the same: one set of cells is enough.
+            self._backend.remove(sequence, double.start, double.end)
+            self._backend.share(double.donor, sequence, double.start, double.end)
+
+    def copy(self, source: EngineSession, target: EngineSession) -> None:
+        """Let ``target``, which holds nothing, hold all of ``source``'s tape. Without an id it finds it later."""
+        if source.sequence is None or not self.give_sequence(target) or target.sequence is None:
+            return
+        # Finding an id may have evicted somebody, but not the source: it has the job that asked for this.
+        self._backend.share(source.sequence, target.sequence)
+        self._tree.share(source.sequence, target.sequence, self._tree.length(source.sequence))
+        target.hot = source.hot
 
     def cut(self, session: EngineSession, keep: int) -> bool:
         """Cut the KV to ``keep`` tokens. ``False``: this model cannot, and all of it is gone."""
         if session.sequence is None or self._backend.remove(session.sequence, keep):
+            if session.sequence is not None:
+                self._tree.cut(session.sequence, keep)
             session.hot = min(session.hot, keep)
             return True
         self._backend.remove(session.sequence, 0)
+        self._tree.cut(session.sequence, 0)
         if session.hot:
             session.lost, session.lost_tokens, session.hot = "evicted", session.hot, 0
         return False
@@ -91,5 +204,7 @@ class Pool:
         return Tape(session.key, keep, added, session.hot, self.used(), bool(session.fatal))
 
     def used(self) -> int:
-        """Cells in use; those that sessions share are counted for each."""
-        return sum(session.hot for session in self.sessions.values())
+        """Cells in use; those that sessions share are counted once."""
+        if not self._backend.shares:
+            return sum(session.hot for session in self.sessions.values())
+        return self._tree.cells

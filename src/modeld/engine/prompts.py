@@ -13,7 +13,7 @@ from modeld.engine.protocol import Decode, Prefix, Suffix, Turn
 from modeld.engine.session import EngineSession, Prompt, Span, shared_length
 from modeld.errors import ContextOverflowError, InvalidRequestError, NotSupportedError
 from modeld.thinking import ThinkLevel
-from modeld.types import DecodeOptions, Message, ReuseStop, Tool
+from modeld.types import DecodeOptions, Message, Tool
 
 
 class Prompts:
@@ -25,7 +25,7 @@ class Prompts:
         self._window = window
 
     def prepare(self, job: Job) -> None:
-        """Find the job's target tokens and how many of them the session's KV has. The session is not changed.
+        """Find the job's target tokens. The session is not changed.
 
         :raises ContextOverflowError: the target does not fit the window.
         :raises TemplateError: the template failed.
@@ -85,10 +85,7 @@ class Prompts:
         job.prompt = prompt
         job.target = prompt.ids
         # The last token's logits are not kept anywhere: who wants to sample computes it again.
-        job.reused = min(shared, len(prompt.ids) - 1) if logits else shared
-        tape = session.lost_tokens if session.gone else session.hot
-        job.dropped = 0 if job.keeps_tail else tape - shared
-        job.stop = None if job.keeps_tail else session.why_stopped(prompt, shared)
+        job.reusable = len(prompt.ids) - logits
 
     def _continue(self, job: Job) -> None:
         session = job.session
@@ -109,10 +106,7 @@ class Prompts:
                 window=self._window,
             )
         job.target = list(session.ids)
-        job.reused = min(session.hot, len(session.ids) - 1)
-        if (gone := session.gone) is not None:
-            job.dropped = session.lost_tokens
-            job.stop = ReuseStop(reason=gone, detail=f"the KV of {session.lost_tokens} tokens was gone")
+        job.reusable = len(job.target) - 1
 
     def seed(self, options: DecodeOptions) -> int:
         """The seed asked for, or a random one."""

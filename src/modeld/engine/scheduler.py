@@ -38,11 +38,11 @@ from modeld.engine.protocol import (
     Turn,
     encode_result,
 )
-from modeld.engine.session import EngineSession
+from modeld.engine.session import EngineSession, shared_length
 from modeld.errors import CancelledError, CapacityError, EngineProtocolError, ModeldError, SessionFatalError
 from modeld.session.manifest import Manifest, token_hash
 from modeld.session.values import PrefixStatus, SuffixStatus
-from modeld.types import EndPart, FinishReason, ProgressPart
+from modeld.types import EndPart, FinishReason, ProgressPart, ReuseStop
 
 FLUSH_SECONDS = 0.030
 """A stream's frame waits this long for more tokens; the first one does not wait.
@@ -169,7 +169,7 @@ class Scheduler:
             self._fail(job, SessionFatalError(f"{session.fatal}; open the session again to start anew"))
         elif not job.computes:
             self._administer(job)
-        elif not self._give_sequence(session, newcomer=True):
+        elif not self._may_compute(session, newcomer=True):
             self._starved.append(session)
         else:
             try:
@@ -181,11 +181,19 @@ class Scheduler:
         self._prompts.prepare(job)
         session = job.session
         job.started = monotonic()
-        if not job.keeps_tail:
+        if job.keeps_tail:
+            job.reused = len(job.target)
+        else:
             # From here on the session changes: nothing before this line did.
-            if job.reused < session.hot and not self._pool.cut(session, job.reused):
-                job.dropped += job.reused
-                job.reused = 0
+            tape, gone = session.remembered, session.gone
+            shared = shared_length(tape, job.target)
+            job.stop = session.why_stopped(job.prompt, shared)
+            job.reused = self._pool.seat(session, job.target[: job.reusable])
+            if gone is not None and job.reused < min(shared, job.reusable):
+                detail = f"the KV of {len(tape) - job.reused} tokens was gone"
+                job.stop = ReuseStop(reason=gone, token=job.reused, detail=detail)
+                shared = job.reused
+            job.dropped = len(tape) - shared
             if job.prompt is not None:
                 session.adopt(job.prompt, job.reused)
             session.logical = None
@@ -194,6 +202,7 @@ class Scheduler:
             seed = self._prompts.seed(options)
             sampler = self._backend.sampler(options, seed, job.target)
             job.stream = Stream(options, seed, job.request.credit, sampler, self._prompts.parser(job))
+        self._follow(job)
         self._active.append(job)
         if job.stream is None and not job.remaining:
             self._prefilled(job)
@@ -219,10 +228,12 @@ class Scheduler:
         """The next batch: streams first, a token each, then prompts in the order they came."""
         ready = []
         for job in [job for job in self._active if job.runnable]:
-            if self._give_sequence(job.session):
-                ready.append(job)
-            else:
+            if not self._may_compute(job.session):
                 job.parked = True
+            elif not job.waits:
+                if job.session.sequence is None or job.leader is not None:
+                    self._seat_again(job)
+                ready.append(job)
         streams = [job for job in ready if job.next_token is not None]
         budget = self._load.batch
         if streams and self._seconds_per_token:
@@ -265,7 +276,7 @@ class Scheduler:
             self._measure(sum(len(part.tokens) for _, part in entries), monotonic() - began)
             row = 0
             for job, part in entries:
-                job.session.hot += len(part.tokens)
+                self._pool.extended(job.session, part.tokens)
                 if part.logits:
                     self._sample(job, row)
                     row += 1
@@ -314,8 +325,8 @@ class Scheduler:
             )
         return []
 
-    def _give_sequence(self, session: EngineSession, *, newcomer: bool = False) -> bool:
-        """Let the session have a sequence id, if need be that of a stream whose reader takes nothing.
+    def _may_compute(self, session: EngineSession, *, newcomer: bool = False) -> bool:
+        """Whether there is a sequence id for the session, if need be that of a stream whose reader takes nothing.
 
         A newcomer does not take the id that one who was preempted waits for.
         """
@@ -323,9 +334,28 @@ class Scheduler:
             return True
         if newcomer and any(job.runnable and job.session.sequence is None for job in self._active):
             return False
-        return self._pool.give_sequence(session) or (
-            self._preempt(self._stalled()) and self._pool.give_sequence(session)
-        )
+        return self._pool.can_give(session) or (self._preempt(self._stalled()) and self._pool.can_give(session))
+
+    def _follow(self, job: Job) -> None:
+        """Find who computes a beginning that the job needs too. Leaders are older, so nobody waits in a circle."""
+        job.leader, job.common = None, 0
+        if job.decoding or not self._backend.shares:
+            return
+        for other in self._active:
+            if other is job:
+                break
+            if not other.decoding:
+                common = shared_length(job.target[: job.reusable], other.target)
+                if common > max(job.common, job.session.hot, other.session.hot):
+                    job.leader, job.common = other, common
+
+    def _seat_again(self, job: Job) -> None:
+        """Its leader has come far enough, or it lost its KV: take what is there now."""
+        session = job.session
+        ids = session.ids[:-1] if job.decoding else job.target[: job.reusable]
+        before = min(session.hot, job.reusable)
+        job.reused += min(self._pool.seat(session, ids), job.reusable) - before
+        self._follow(job)
 
     def _stalled(self, without: list[Entry] | None = None) -> Job | None:
         """The youngest stream that holds KV and waits for its reader."""

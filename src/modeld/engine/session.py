@@ -130,17 +130,20 @@ class EngineSession:
         self.prefix_tokens, self.logical = other.prefix_tokens, other.logical
         self.lost, self.lost_tokens, self.hot, self.synced, self.fatal = None, 0, 0, 0, ""
 
-    def why_stopped(self, prompt: Prompt, reusable: int) -> ReuseStop | None:
-        """Where and why ``prompt`` leaves the tape, of which it can keep ``reusable`` tokens."""
-        if (gone := self.gone) is not None:
-            return ReuseStop(reason=gone, detail=f"the KV of {self.lost_tokens} tokens was gone")
-        if reusable >= self.hot:
+    @property
+    def remembered(self) -> list[int]:
+        """The tape, or what it was before its KV went."""
+        return self.ids[: self.lost_tokens if self.gone else self.hot]
+
+    def why_stopped(self, prompt: Prompt | None, shared: int) -> ReuseStop | None:
+        """Why ``prompt`` leaves the conversation that the tape holds, of which it has ``shared`` tokens in common."""
+        if prompt is None or shared >= len(self.remembered):
             return None
         reason, index, character = self._difference(prompt)
         place = shared_length(self.text, prompt.text)
         return ReuseStop(
             reason=reason,
-            token=reusable,
+            token=shared,
             message_index=index,
             character=character,
             old=_around(self.text, place),

@@ -67,16 +67,20 @@ class FakeSampler:
 
 
 class FakeBackend:
-    """Cells in a Python list per sequence, checked as strictly as a native library would break."""
+    """Cells by position for each sequence, checked as strictly as a native library would break.
+
+    A cell is a list of one token: sequences that share it hold the same list.
+    """
 
     template_source = TEMPLATE
     bos = ""
     eos = END
     add_bos = False
     tokenizer_digest = hashlib.sha256(b"one rune is one token").hexdigest()
+    shares = True
 
     def __init__(self, request: Load) -> None:
-        self._cells: dict[int, list[int]] = {}
+        self._cells: dict[int, dict[int, list[int]]] = {}
         self._limit = request.cells
         self._sequences = request.sequences
         self._batch = request.batch
@@ -104,17 +108,18 @@ class FakeBackend:
             return StepResult.NO_SPACE
         rows: list[int] = []
         for part in slices:
-            cells = self._cells.setdefault(part.sequence, [])
-            if part.start != len(cells) or not 0 <= part.sequence < self._sequences:
+            cells = self._cells.setdefault(part.sequence, {})
+            whole = sorted(cells) == list(range(part.start))
+            if not whole or not 0 <= part.sequence < self._sequences:
                 return StepResult.FAILED
-            for token in part.tokens:
+            for position, token in enumerate(part.tokens, part.start):
                 if self._delay:
                     time.sleep(self._delay)
                 if self._abort:
                     return StepResult.ABORTED
-                cells.append(token)
+                cells[position] = [token]
             if part.logits:
-                rows.append(self._next(cells))
+                rows.append(self._next(self.tape(part.sequence)))
         self.rows = rows
         return StepResult.FAILED if 0 in rows else StepResult.OK
 
@@ -122,23 +127,33 @@ class FakeBackend:
         """The scripted sampler; options change nothing."""
         return FakeSampler(self)
 
-    def remove(self, sequence: int, start: int) -> bool:
-        """Cut the sequence."""
-        del self._cells.setdefault(sequence, [])[start:]
+    def remove(self, sequence: int, start: int, end: int = -1) -> bool:
+        """Take the sequence off these cells."""
+        cells = self._cells.setdefault(sequence, {})
+        for position in [p for p in cells if p >= start and (end < 0 or p < end)]:
+            del cells[position]
         return True
 
-    def share(self, source: int, target: int) -> None:
-        """Copy the list; the fake counts shared cells twice."""
-        self._cells[target] = list(self._cells.get(source, []))
+    def share(self, source: int, target: int, start: int = 0, end: int = -1) -> None:
+        """Let the target hold the same cells."""
+        cells = self._cells.setdefault(target, {})
+        for position, cell in self._cells.get(source, {}).items():
+            if position >= start and (end < 0 or position < end):
+                assert position not in cells, f"sequence {target} holds position {position} twice"
+                cells[position] = cell
+
+    def tape(self, sequence: int) -> list[int]:
+        """The tokens that a sequence holds."""
+        return [cell[0] for _, cell in sorted(self._cells.get(sequence, {}).items())]
 
     def save(self, sequence: int) -> bytes:
         """The cells as text."""
-        return "".join(map(chr, self._cells.get(sequence, []))).encode("utf-8", "surrogatepass")
+        return "".join(map(chr, self.tape(sequence))).encode("utf-8", "surrogatepass")
 
     def restore(self, sequence: int, state: bytes) -> bool:
         """The cells from text."""
         try:
-            self._cells[sequence] = [ord(rune) for rune in state.decode("utf-8", "surrogatepass")]
+            self._cells[sequence] = {i: [ord(rune)] for i, rune in enumerate(state.decode("utf-8", "surrogatepass"))}
         except UnicodeDecodeError:
             return False
         return True
@@ -157,7 +172,7 @@ class FakeBackend:
 
     def used(self) -> int:
         """Cells in use."""
-        return sum(map(len, self._cells.values()))
+        return len({id(cell) for cells in self._cells.values() for cell in cells.values()})
 
     def _next(self, cells: list[int]) -> int:
         text = "".join(map(chr, cells))

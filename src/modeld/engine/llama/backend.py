@@ -32,6 +32,8 @@ class LlamaBackend:
             self._batch.n_seq_id[i] = 1
         self.vocabulary: int = native.llama_vocab_n_tokens(self._vocab)
         self._flag = self._install_abort()
+        # A recurrent state is one for the whole sequence. Windowed layers keep all cells (``swa_full``).
+        self.shares = not (native.llama_model_is_recurrent(model) or native.llama_model_is_hybrid(model))
         self.add_bos = bool(native.llama_vocab_get_add_bos(self._vocab))
         self.bos, self.eos = (
             self.piece(token).decode("utf-8", "replace") if token >= 0 else ""
@@ -129,17 +131,17 @@ class LlamaBackend:
         """Logits of the last step's ``row``-th slice that wanted them; for tests and tools, slow."""
         return list(self._n.llama_get_logits_ith(self._context, self._rows[row])[: self.vocabulary])
 
-    def remove(self, sequence: int, start: int) -> bool:
-        """Cut the sequence."""
-        if self._n.llama_memory_seq_rm(self._memory, sequence, start, -1):
+    def remove(self, sequence: int, start: int, end: int = -1) -> bool:
+        """Take the sequence off these cells."""
+        if self._n.llama_memory_seq_rm(self._memory, sequence, start, end):
             return True
-        if start == 0:
+        if start == 0 and end < 0:
             raise ModelLoadError(f"llama.cpp cannot clear sequence {sequence}")
         return False
 
-    def share(self, source: int, target: int) -> None:
+    def share(self, source: int, target: int, start: int = 0, end: int = -1) -> None:
         """Mark the source's cells as the target's too."""
-        self._n.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        self._n.llama_memory_seq_cp(self._memory, source, target, start, end)
 
     def save(self, sequence: int) -> bytes:
         """The state of a sequence, always written as that of the scratch sequence: the bytes name their sequence."""

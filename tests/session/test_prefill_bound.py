@@ -1,0 +1,33 @@
+"""Hazard: a node that computes what it had, or could have had, in its KV already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from modeld.node.node import Node, NodeConfig
+from support.engines import ENGINES
+from support.traces import Trace, least_prefill, prefilled, run_trace
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("clients", [1, 4, 16, 64])
+async def test_agents_side_by_side_prefill_nothing_twice(tmp_path: Path, clients: int) -> None:
+    # An agent and its branch come back, so each has a sequence id; subagents and titles take turns with what is left.
+    node = Node(NodeConfig(data_root=tmp_path, sequences=2 * clients + 8))
+    try:
+        made = await run_trace(node, ENGINES["llama"], Trace(clients, seed=1))
+        cells = (await node.status()).cells
+    finally:
+        await node.aclose()
+    bound = least_prefill(made)
+    assert bound.cells <= cells, "the working set has to fit"
+    receipts = [one.result.receipt for one in made]
+    assert sum(receipt.restored for receipt in receipts) == 0
+    # What the test counts is what the node was asked: here and there the model spells an answer in other tokens.
+    assert sum(receipt.input for receipt in receipts) == pytest.approx(sum(len(m.prompt) for m in made), rel=0.002)
+    # Below the bound it would be the receipts that are wrong.
+    computed = prefilled(made)
+    assert 0.98 * bound.new <= computed <= 1.02 * bound.new <= 1.02 * bound.prompts

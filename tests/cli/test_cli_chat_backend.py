@@ -129,6 +129,13 @@ def test_an_error_keeps_the_prompt_and_leaves_no_trace(cloud: CommandLine) -> No
     assert terminal.end() == 0
 
 
+def test_an_error_in_the_middle_of_an_answer_has_its_own_line_on_a_terminal(cloud: CommandLine) -> None:
+    terminal = cloud.terminal("chat", "--backend", "cloud", "--model", "cut", "hello")
+    assert "half\r\nmodeld: " in terminal.expect("modeld: ")
+    assert terminal.end() == 1
+    assert asked(cloud, "hello", model="cut").out == "half"
+
+
 def test_errors_are_one_line_with_their_code(cloud: CommandLine) -> None:
     cloud("backends", "add", "wrong", "--type", "echo", "--key", "-", stdin="sk-wrong")
     missing = cloud("backends", "add", "missing", "--type", "echo", "--key", "env:NO_SUCH_KEY")
@@ -243,6 +250,55 @@ def test_types_without_keys_ask_for_none_and_files_are_meant_where_they_are_name
 def test_wrong_usage_is_exit_2(command: CommandLine, words: tuple[str, ...]) -> None:
     assert command(*words, stdin="x" * 43).code == 2
     assert not command.root.exists()
+
+
+def test_who_forgot_the_type_is_told_of_it(command: CommandLine) -> None:
+    for words in ((), ("--url", "https://host/v1")):
+        assert "--type openai" in " ".join(command("backends", "add", "x", *words).err.split())
+
+
+def test_a_key_that_goes_over_the_network_in_clear_is_said(command: CommandLine) -> None:
+    for name, url, clear in (
+        ("far", "http://203.0.113.5/v1", True),
+        ("tls", "https://203.0.113.5/v1", False),
+        ("near", "http://127.0.0.1:1/v1", False),
+        ("name", "http://localhost:1/v1", False),
+    ):
+        done = command("backends", "add", name, "--type", "openai", "--url", url, "--key", "-", stdin=KEY)
+        assert (done.code, "in clear" in done.err) == (0, clear)
+    bare = command("backends", "add", "bare", "--type", "vllm", "--url", "http://203.0.113.5", "--key", "")
+    assert (bare.code, bare.err) == (0, "")
+
+
+def test_a_type_of_another_package_is_asked_for_its_key(cloud: CommandLine) -> None:
+    done = cloud("backends", "add", "x", "--type", "echo")
+    assert (done.code, "no key came" in done.err) == (1, True)
+    assert cloud("backends", "add", "x", "--type", "echo", "--key", "").code == 0
+
+
+def test_ctrl_d_at_the_question_for_a_key_is_no_key(command: CommandLine) -> None:
+    terminal = command.terminal("backends", "add", "x", "--type", "openai")
+    terminal.expect("key of x: ")
+    time.sleep(0.2)
+    terminal.type("\x04")
+    terminal.expect("no key came")
+    assert terminal.end() == 1
+    assert not command.root.exists()
+
+
+def test_doctor_looks_at_the_list_and_at_the_keys_and_shows_none(cloud: CommandLine) -> None:
+    def seen() -> dict[str, str]:
+        (check,) = [check for check in cloud("doctor", "--json").json["checks"] if check["name"] == "backends"]
+        assert KEY not in str(check)
+        return check
+
+    assert (seen()["state"], seen()["message"]) == ("ok", "cloud")
+    cloud("backends", "add", "missing", "--type", "echo", "--key", "env:NO_SUCH_KEY")
+    assert seen()["state"] == "warn"
+    assert "missing: there is no key at env:NO_SUCH_KEY" in seen()["message"]
+    (cloud.root / "backends.json").write_text("{")
+    assert seen()["state"] == "fail"
+    assert "move it away" in seen()["message"]
 
 
 def test_nothing_on_stdin_is_no_key(command: CommandLine) -> None:

@@ -54,8 +54,10 @@ def test_a_named_session_keeps_its_kv_and_says_where_reuse_stopped(command: Comm
     assert "reuse stopped" not in first.err
     other = command("run", "fake", "to bee", "--session", "s", "--system", "short")
     assert "reuse stopped in message 1 at character 5: message_changed" in other.err
+    # Another conversation: it shares what is equal, and nothing of it was left.
     elsewhere = command("run", "fake", "to bee", "--session", "s", "--system", "short", "--workspace", "w")
-    assert "(0 reused," in elsewhere.err
+    assert ", 1 prefilled)" in elsewhere.err
+    assert "reuse stopped" not in elsewhere.err
     assert {(s["workspace"], s["name"]) for s in command("ps", "--json").json["sessions"]} == {
         ("default", "s"),
         ("w", "s"),

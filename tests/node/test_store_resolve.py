@@ -370,3 +370,25 @@ def test_text_is_a_name_or_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_text_that_is_neither_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequestError):
         ModelRef.of(text)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "clip"])
+def test_a_model_that_writes_no_text_is_listed_with_the_reason(root: Path, architecture: str) -> None:
+    path = root / "models" / "encoder.gguf"
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_context_length(512)
+    writer.add_block_count(1)
+    writer.add_embedding_length(32)
+    writer.add_head_count(1)
+    if architecture == "bert":
+        writer.add_causal_attention(False)
+    writer.add_tensor("token_embd.weight", np.ones((32, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    store = ModelStore(root)
+    with pytest.raises(InvalidModelError, match="makes vectors, not text"):
+        store.resolve(ModelRef("encoder"))
+    (listed,) = [model for model in store.list() if model.name == "encoder"]
+    assert "makes vectors" in listed.error

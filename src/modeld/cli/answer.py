@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from modeld.cli.output import cost_line, dimmed, say, visible
+from modeld.errors import ModeldError
 from modeld.types import (
     ChatResult,
     EndPart,
@@ -68,6 +69,12 @@ class Screen:
                 self._end_line()
                 sys.stdout.flush()
                 print(dimmed(cost_line(part), sys.stderr), file=sys.stderr, flush=True)
+
+    def broken(self) -> None:
+        """The answer ends in its middle: what is said next has a line of its own on a terminal."""
+        if self._terminal:
+            self._end_line()
+        self.flush()
 
     def flush(self) -> None:
         """Let everything be seen."""
@@ -147,6 +154,9 @@ async def answer(stream: LeaderStream | RemoteStream, screen: Screen) -> ChatRes
                         screen.show(part)
                     screen.flush()
                     shown_end = isinstance(parts[-1], EndPart)
+            except ModeldError:
+                screen.broken()
+                raise
             finally:
                 end = await interrupt.end()
             if end is not None and not shown_end:
@@ -180,8 +190,12 @@ async def backend_answer(start: Callable[[], Awaitable[AnswerStream]], screen: S
 
 
 async def _read(start: Callable[[], Awaitable[AnswerStream]], screen: Screen, joiner: PartsJoiner) -> None:
-    async with await start() as stream:
-        async for part in stream:
-            joiner.add(part)
-            screen.show(part)
-            screen.flush()
+    try:
+        async with await start() as stream:
+            async for part in stream:
+                joiner.add(part)
+                screen.show(part)
+                screen.flush()
+    except ModeldError:
+        screen.broken()
+        raise

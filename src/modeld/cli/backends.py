@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="What --backend calls it.")]
 
-_NEED_A_KEY: Final = ("openai", "gemini", "anthropic", "mistral", "openrouter")
-_HTTP: Final = (*_NEED_A_KEY, "vllm", "ollama", "vertex-google")
+_NO_KEY: Final = ("vllm", "ollama", "vertex-google", "llama", "openvino")
+"""Types that do without a key; for all others, those of a new row or of another package too, one is asked for."""
+_HTTP: Final = ("openai", "gemini", "anthropic", "mistral", "openrouter", "vllm", "ollama", "vertex-google")
 _MAX_SECRET: Final = 64 * 1024
 
 
@@ -196,7 +197,15 @@ def _reference(key: str | None) -> str:
 
 
 def _asks(kind: str, key: str | None) -> bool:
-    return key == "-" or (key is None and kind in _NEED_A_KEY)
+    return key == "-" or (key is None and kind not in _NO_KEY)
+
+
+def _in_clear(backend: ConfiguredBackend) -> bool:
+    """Whether the key of a backend crosses the network where others can read it."""
+    from modeld.transport.security import is_loopback
+
+    where = urlsplit(backend.base_url)
+    return bool(backend.key) and where.scheme == "http" and not is_loopback(where.hostname or "")
 
 
 def _checked_node(backend: ConfiguredBackend, key: str | None, token_file: str | None) -> ConfiguredBackend:
@@ -204,7 +213,11 @@ def _checked_node(backend: ConfiguredBackend, key: str | None, token_file: str |
 
     from modeld.transport.pinning import checked_pin, parse_url
 
-    where = parse_url(backend.base_url)
+    try:
+        where = parse_url(backend.base_url)
+    except InvalidRequestError as error:
+        # Who forgot --type gets here too: a node is the default.
+        raise InvalidRequestError(f"{error.message}; what is no node needs --type, as in --type openai") from error
     checked = checked_pin(backend.pin) if backend.pin else ""
     if checked and not where.tls:
         raise InvalidRequestError(f"a pin needs TLS: write modeld+tls://{where.address}")
@@ -246,6 +259,8 @@ def _add_vendor(root: Path, backend: ConfiguredBackend, secret: str) -> Configur
             await gateway.aclose()
 
     written = finish(added())
+    if _in_clear(written):
+        say(f"registered, but {written.base_url} is no https: key and prompts cross the network in clear")
     try:
         read_secret(root, written)
     except AuthenticationError as error:
@@ -282,10 +297,14 @@ def _typed_key(name: str) -> str:
 
 
 def _typed(question: str) -> str:
-    """A secret from stdin; a terminal is asked, and shows nothing."""
+    """A secret from stdin; a terminal is asked, and shows nothing. Empty after ctrl-D."""
     if sys.stdin.isatty():
         import getpass
 
-        return getpass.getpass(question)
+        try:
+            return getpass.getpass(question)
+        except EOFError:
+            print(file=sys.stderr)
+            return ""
     # More than any secret, and no more: a pipe may have no end.
     return sys.stdin.buffer.read(_MAX_SECRET).decode("utf-8", "surrogateescape")

@@ -76,6 +76,7 @@ def _checks(root: Path) -> Iterator[Check]:
         yield _owner(seen)
         yield _socket(seen)
         yield _answer(root, seen)
+    yield _backends(root)
     yield _llama()
     yield _bundled()
     yield _memory()
@@ -183,6 +184,27 @@ def _answer(root: Path, seen: OwnerState) -> Check:
     except ModeldError as error:
         return Check("node", "fail", error.message, _RESTART)
     return Check("node", "ok", f"process {status.pid} answers; {status.model or 'no model'} is loaded")
+
+
+def _backends(root: Path) -> Check:
+    """Their list, and whether each key can be had from here. No backend is called."""
+    from modeld.node.backends import list_backends, read_secret
+
+    try:
+        found = list_backends(root)
+    except ModeldError as error:
+        return Check("backends", "fail", error.message)
+    missing: list[str] = []
+    for backend in found:
+        try:
+            read_secret(root, backend)
+        except ModeldError as error:
+            missing.append(f"{backend.name}: {error.message}")
+    if missing:
+        hint = "set it, or register the backend again: modeld backends rm NAME, modeld backends add NAME"
+        return Check("backends", "warn", "; ".join(missing), hint)
+    names = ", ".join(backend.name for backend in found)
+    return Check("backends", "ok", names or "none is registered; modeld backends add registers one")
 
 
 def _llama() -> Check:

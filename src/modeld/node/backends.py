@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta, Struct, structs
 
 from modeld.errors import BackendNotFoundError, InvalidRequestError, NodeError
-from modeld.node.private_file import read_private, write_private
+from modeld.node.private_file import MAX_BYTES, read_private, write_private
 from modeld.node.secrets import check_reference, check_secret, resolve, stored_path, stored_reference
 from modeld.repository.catalog import canonical_backend_type
 
@@ -27,6 +27,8 @@ FILE_NAME: Final = "backends.json"
 
 _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _TYPE: Final = r"[a-z0-9][a-z0-9._-]{0,63}"
+
+MAX_URL: Final = 2000
 
 Stamp = tuple[int, int, int]
 
@@ -133,7 +135,14 @@ def checked_backend(backend: ConfiguredBackend) -> ConfiguredBackend:
     if not re.fullmatch(_TYPE, kind):
         raise InvalidRequestError(f"{backend.type[:80]!r} is no type of a backend", parameter="type")
     check_reference(backend.key)
-    if "@" in urlsplit(backend.base_url).netloc:
+    try:
+        # Longer ones would fill the file, which has to stay small enough to be read again.
+        host = urlsplit(backend.base_url).netloc if len(backend.base_url) <= MAX_URL else None
+    except ValueError:
+        host = None
+    if host is None:
+        raise InvalidRequestError(f"{backend.base_url[:80]!r} is no address", parameter="url")
+    if "@" in host:
         # It would be shown, and logged by whoever fails to reach it.
         raise InvalidRequestError(
             "an address holds no user and no password; the key has its own place", parameter="url"
@@ -223,10 +232,12 @@ def _upgraded(old: _OldBackend) -> ConfiguredBackend:
 
 def _write(data_root: Path, backends: list[ConfiguredBackend], secrets: dict[str, str]) -> None:
     """Write the list. ``secrets`` first, each to its file: no list ever names one that is not there."""
+    text = msgspec.json.format(msgspec.json.encode(_File(backends=tuple(backends))), indent=2) + b"\n"
+    if len(text) > MAX_BYTES:
+        raise InvalidRequestError(f"the list of backends would have {len(text)} bytes, at most {MAX_BYTES} are read")
     for name, secret in secrets.items():
         write_private(stored_path(data_root, name), secret.encode() + b"\n", replace=True)
-    text = msgspec.json.format(msgspec.json.encode(_File(backends=tuple(backends))), indent=2)
-    write_private(data_root / FILE_NAME, text + b"\n", replace=True)
+    write_private(data_root / FILE_NAME, text, replace=True)
 
 
 def _forget_secret(data_root: Path, name: str) -> None:

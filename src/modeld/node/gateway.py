@@ -8,7 +8,10 @@ that a changed one is used at once. Calls that run go on with the key and the ad
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -136,6 +139,7 @@ class Gateway:
         self._reading = asyncio.Lock()
         # One for each name that was ever called: a slow keyring must not hold up the others.
         self._registering: dict[str, asyncio.Lock] = {}
+        self._asked: dict[ConfiguredBackend, asyncio.Future[str]] = {}
 
     async def register_backend(
         self, backend: ConfiguredBackend, *, secret: str = "", replace: bool = False, known_key: bool = True
@@ -145,7 +149,7 @@ class Gateway:
         :param known_key: there must be a key where the reference says, for this process too.
         """
         backend = checked_backend(backend)
-        await asyncio.to_thread(self._try, backend, secret, known_key)
+        await self._try(backend, secret, known_key)
         written = await asyncio.to_thread(add_backend, self._root, backend, secret=secret, replace=replace)
         await self._reload()
         return written
@@ -217,7 +221,7 @@ class Gateway:
                 before = self._registered.get(name)
                 if before is not None and before.backend == backend and not backend.key.startswith("file:"):
                     return
-                wanted = _Registered(backend, await asyncio.to_thread(read_secret, self._root, backend))
+                wanted = _Registered(backend, await self._secret(backend))
                 if wanted == before:
                     return
                 await self._daemon.register_backend(name, _spec(wanted.backend, wanted.secret))
@@ -250,15 +254,49 @@ class Gateway:
         self._registered.pop(name, None)
         self._daemon.remove_backend(name)
 
-    def _try(self, backend: ConfiguredBackend, secret: str, known_key: bool) -> None:
+    async def _secret(self, backend: ConfiguredBackend) -> str:
+        """The backend's key. Of a keyring it is asked once, however many wait for it and leave again."""
+        if not backend.key.startswith("keyring:"):
+            return await asyncio.to_thread(read_secret, self._root, backend)
+        asked = self._asked.get(backend)
+        if asked is None:
+            asked = self._asked[backend] = _apart(lambda: read_secret(self._root, backend))
+            asked.add_done_callback(lambda _: self._asked.pop(backend))
+        return await asyncio.shield(asked)
+
+    async def _try(self, backend: ConfiguredBackend, secret: str, known_key: bool) -> None:
         """Make its catalog, and forget it: what cannot be used is not written."""
         try:
-            key = check_secret(secret) if secret else read_secret(self._root, backend)
+            key = check_secret(secret) if secret else await self._secret(backend)
         except AuthenticationError:
             if known_key:
                 raise
             return
-        self._factory.new_catalog_provider(_spec(backend, key))
+        await asyncio.to_thread(self._factory.new_catalog_provider, _spec(backend, key))
+
+
+def _apart(call: Callable[[], str]) -> asyncio.Future[str]:
+    """``call``'s result, from a thread of its own.
+
+    A keyring that waits for its user may never come back: it must hold none of the threads that all share, and not the
+    end of the process.
+    """
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[str] = loop.create_future()
+
+    def run() -> None:
+        try:
+            value = call()
+        except Exception as error:
+            # As a value: the name is gone when the block ends.
+            tell = partial(found.set_exception, error)
+        else:
+            tell = partial(found.set_result, value)
+        with contextlib.suppress(RuntimeError):  # the loop is gone
+            loop.call_soon_threadsafe(tell)
+
+    threading.Thread(target=run, name="keyring", daemon=True).start()
+    return found
 
 
 def _spec(backend: ConfiguredBackend, secret: str) -> BackendSpec:

@@ -114,6 +114,11 @@ class GGUFHeader(Struct, frozen=True, kw_only=True):
         return str(self.metadata.get("general.name", ""))
 
     @property
+    def writes_text(self) -> bool:
+        """False for encoders (their attention is not causal) and for the projectors of vision models."""
+        return self.architecture != "clip" and self.metadata.get(f"{self.architecture}.attention.causal", True) is True
+
+    @property
     def context_length(self) -> int:
         """Tokens it was trained for."""
         return self.number("context_length")

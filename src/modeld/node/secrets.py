@@ -20,7 +20,7 @@ FOLDER: Final = "secrets"
 """Under the data root: secrets that were typed or piped in, one file for each backend."""
 
 _REFERENCE: Final = re.compile(
-    r"env:[A-Za-z_][A-Za-z0-9_]{0,199}|file:[^\0\n]{1,1000}|keyring:[^\0\n/][^\0\n]*/[^\0\n/]+"
+    r"env:[A-Za-z_][A-Za-z0-9_]{0,199}|file:[^\0\n\ud800-\udfff]{1,1000}|keyring:[^\0\n/][^\0\n]*/[^\0\n/]+"
 )
 _FORMS: Final = "env:NAME, file:PATH or keyring:SERVICE/USER"
 
@@ -77,7 +77,11 @@ def resolve(reference: str, data_root: Path) -> str:
         case "env":
             found = os.environ.get(rest)
         case "file":
-            data = read_private(data_root / Path(rest).expanduser())
+            try:
+                path = data_root / Path(rest).expanduser()
+            except RuntimeError:
+                raise _missing(reference, "there is no such user") from None
+            data = read_private(path)
             found = None if data is None else data.decode("utf-8", "surrogateescape")
         case "keyring":
             found = _from_keyring(reference, *rest.rsplit("/", 1))

@@ -12,7 +12,6 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -30,8 +29,9 @@ from modeld.errors import (
 from modeld.providers.anthropic_events import CODES, Decoder, ErrorBody, vendor_failure
 from modeld.providers.anthropic_facts import DEFAULT_MAX_TOKENS, ModelPage, facts_of, observed
 from modeld.providers.anthropic_messages import NAME_LIMIT, build_request
+from modeld.providers.bodies import read_body
 from modeld.providers.facts import observe
-from modeld.providers.failures import failure_error, masked
+from modeld.providers.failures import failure_error, is_http, masked
 from modeld.providers.sse import sse_data
 from modeld.repository.catalog import CatalogOptions
 from modeld.repository.connections import Connections, require
@@ -165,7 +165,7 @@ class AnthropicWire(Wire):
             response = await self._post(session, body)
             try:
                 self._check_type(response, "json")
-                return Decoder(call.model.name, names).whole(await response.aread())
+                return Decoder(call.model.name, names).whole(await read_body(response, self.type))
             finally:
                 await response.aclose()
 
@@ -207,7 +207,10 @@ class AnthropicWire(Wire):
             base_url=self.base_url,
             max_retries=0,
             open_telemetry=False,
-            http_client=self.options.http_client,
+            # A redirect would hand the conversation to another server.
+            http_client=self.options.http_client or sdk.DefaultAsyncHttpxClient(follow_redirects=False),
+            # Not with the headers of a call: the SDK writes those to its log.
+            default_headers={"authorization": f"Bearer {self._key}"} if self._key else {},
         )
         return _Session(client, self._headers(sdk.Omit()))
 
@@ -217,12 +220,13 @@ class AnthropicWire(Wire):
         Nothing of the environment may reach a server that a spec names.
         """
         lines = os.environ.get("ANTHROPIC_CUSTOM_HEADERS", "").split("\n")
+        names = [name.strip().lower() for name, colon, _ in (line.partition(":") for line in lines) if colon]
         return {
-            **{name.strip().lower(): omit for name, colon, _ in (line.partition(":") for line in lines) if colon},
+            **{name: omit for name in names if not (self._key and name == "authorization")},
             "accept": "application/json",
             "content-type": "application/json",
             "anthropic-version": VERSION,
-            "authorization": f"Bearer {self._key}" if self._key else omit,
+            **({} if self._key else {"authorization": omit}),
         }
 
     @contextlib.asynccontextmanager
@@ -242,7 +246,7 @@ class AnthropicWire(Wire):
 
         try:
             content = msgspec.json.encode(body)
-        except TypeError as error:
+        except (TypeError, RecursionError) as error:
             raise InvalidRequestError(f"the request is no JSON: {error}", parameter="tools") from error
         headers = session.headers
         if body.keys() & {"temperature", "top_p", "top_k"}:
@@ -319,8 +323,7 @@ def _checked_url(url: str) -> str:
     :raises InvalidRequestError: it is no HTTP URL.
     """
     url = url.strip().rstrip("/").removesuffix("/v1")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not is_http(url):
         text = f"anthropic needs a base URL such as {URL}, not {url!r}"
         raise InvalidRequestError(text, parameter="base_url")
     return url

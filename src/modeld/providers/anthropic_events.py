@@ -187,6 +187,8 @@ class Decoder:
         self._names = names
         self._decode = _decoder(_Event)
         self._blocks: dict[int, _Open] = {}
+        self._passed: set[int] = set()
+        """Blocks that are not for us, such as those of a server's own tool."""
         self._calls = 0
         self._answer = _Message()
         self._usage = _Usage()
@@ -273,6 +275,7 @@ class Decoder:
 
     def _start(self, index: int, raw: Raw) -> Sequence[StreamPart]:
         if self._decoded(_Kind, raw or b"{}").type not in _BLOCKS:
+            self._passed.add(index)
             return ()
         block: _Block = self._decoded(_Block, raw)
         opened = self._blocks[index] = _Open(block.type or "")
@@ -287,8 +290,11 @@ class Decoder:
     def _delta(self, index: int, delta: _Delta) -> Sequence[StreamPart]:
         opened = self._blocks.get(index)
         if opened is None:
-            # Of a block that is not for us, such as a server's own tool.
+            if index not in self._passed:
+                raise self._broken(f"a delta of block {index}, which did not begin")
             return ()
+        if opened.kind == "closed":
+            raise self._broken(f"a delta of block {index}, which has ended")
         if delta.text:
             return self._text(opened, delta.text)
         if delta.partial_json and opened.call >= 0:

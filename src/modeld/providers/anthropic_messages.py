@@ -148,8 +148,7 @@ def _assistant(message: Message, names: ToolNames, model: str) -> list[dict[str,
     Signed thinking is bound to the model that thought it: another model's is left out.
     """
     calls = [_tool_use(call, names) for call in message.tool_calls]
-    meta = (message.provider_meta or {}).get("anthropic", {})
-    kept = meta.get("content", ()) if meta.get("model") == model else ()
+    kept = _kept(message, model)
     kinds = [block["type"] for block in kept]
     whole = sum(block["length"] for block in kept if block["type"] == "text") == len(message.content)
     if not whole or kinds.count("tool_use") != len(calls):
@@ -165,6 +164,20 @@ def _assistant(message: Message, names: ToolNames, model: str) -> list[dict[str,
         else:
             blocks.append(next(rest) if block["type"] == "tool_use" else block)
     return blocks
+
+
+def _kept(message: Message, model: str) -> list[dict[str, Any]]:
+    """:raises InvalidRequestError: what the decoder left in the message was changed."""
+    meta = (message.provider_meta or {}).get("anthropic", {})
+    try:
+        kept = list(meta.get("content", ())) if meta.get("model") == model else []
+        fine = all(block["type"] != "text" or type(block["length"]) is int for block in kept)
+    except (AttributeError, KeyError, TypeError):
+        fine = False
+    if not fine:
+        text = "provider_meta of an answer of anthropic was changed; it has to go back as it came"
+        raise InvalidRequestError(text, parameter="messages")
+    return kept
 
 
 def _tool_use(call: ToolCall, names: ToolNames) -> dict[str, Any]:

@@ -84,9 +84,11 @@ _decode: Final = msgspec.json.Decoder(_Chunk).decode
 class _Open:
     """A call that is being put together. It starts when its name is known."""
 
-    def __init__(self, index: int, call_id: str) -> None:
+    def __init__(self, index: int, call_id: str, said_id: str) -> None:
         self.index = index
         self.id = call_id
+        self.said_id = said_id
+        self.name: Any = None
         self.started = False
         self.blank = True
         self.waiting: list[str] = []
@@ -169,16 +171,18 @@ class ChatDecoder:
                 continue
             if choice.error:
                 raise vendor_error(self._dialect.backend, self._model, choice.error, self._dialect.codes)
-            delta = choice.delta or choice.message
-            if delta is not None:
-                self._read(delta, parts)
-            if choice.finish_reason is not None:
+            if choice.delta is not None:
+                self._read(choice.delta, parts)
+            elif choice.message is not None:
+                self._read(choice.message, parts, whole=True)
+            # Servers send "" as long as there is none.
+            if choice.finish_reason:
                 self._finish = choice.finish_reason
                 if self._dialect.stop_field and isinstance(choice.stop_reason, str):
                     self._stop = choice.stop_reason
         return parts
 
-    def _read(self, delta: _Delta, parts: list[StreamPart]) -> None:
+    def _read(self, delta: _Delta, parts: list[StreamPart], *, whole: bool = False) -> None:
         # Two names for one thing; servers that send both send the same in both.
         if (thinking := delta.reasoning_content or delta.reasoning) and (text := _text(thinking)):
             parts.append(ThinkingPart(text))
@@ -192,15 +196,14 @@ class ChatDecoder:
             parts.append(TextPart(_text(delta.refusal)))
         if delta.tool_calls:
             for call in delta.tool_calls:
-                self._read_call(call, parts)
+                self._read_call(call, self._open(call) if whole else self._find(call), parts)
         if delta.reasoning_details and self._dialect.details_field:
             self._keep(delta.reasoning_details)
 
-    def _read_call(self, call: _Call, parts: list[StreamPart]) -> None:
+    def _read_call(self, call: _Call, known: _Open, parts: list[StreamPart]) -> None:
         function = call.function or _Function()
-        known = self._find(call, bool(function.name))
         if not known.started and function.name:
-            known.started = True
+            known.started, known.name = True, function.name
             parts.append(ToolCallStart(known.index, known.id, self._names.original(str(function.name))))
             known.waiting, waiting = [], known.waiting
             for text in waiting:
@@ -212,28 +215,43 @@ class ChatDecoder:
             else:
                 known.waiting.append(text)
 
-    def _find(self, call: _Call, named: bool) -> _Open:
+    def _find(self, call: _Call) -> _Open:
         """The call that a piece belongs to: by index and id, since servers get either wrong.
 
         A piece with a name and a new id begins a call, also at an index that is taken (servers that number every call
-        0). One without a name goes on with the call of its index or id, also under another id (servers that draw an
-        id for each piece), or with the last call.
+        0); so does one with another name, and one with a name at another index, whatever its id (servers that give
+        every call the same). One without a name goes on with the call of its index or id, also under another id
+        (servers that draw an id for each piece), or with the last call.
         """
+        name = call.function.name if call.function is not None else None
+        named = bool(name)
         index = call.index if type(call.index) is int else None
         call_id = str(call.id) if call.id else ""
         known = self._by_id.get(call_id) if call_id else None
+        if known is not None and index is not None and (place := self._by_index.get(index)) is not known:
+            # The same id at another index: another call of that id, which went on or begins.
+            known = place if place is not None and place.said_id == call_id else None if named else known
         if known is None and index is not None:
             known = self._by_index.get(index)
             if known is not None and named and call_id:
                 known = None
         elif known is None and not named and self._calls:
             known = self._calls[-1]
-        if known is None:
-            known = _Open(len(self._calls), call_id or f"call_{uuid4().hex[:24]}")
-            self._calls.append(known)
-            self._by_id[known.id] = known
+        if known is None or (named and known.started and known.name != name):
+            return self._open(call)
         if index is not None:
             self._by_index[index] = known
+        return known
+
+    def _open(self, call: _Call) -> _Open:
+        """A new call. An id that another has already is replaced: results are told apart by it."""
+        said = str(call.id) if call.id else ""
+        fresh = not said or said in self._by_id
+        known = _Open(len(self._calls), f"call_{uuid4().hex[:24]}" if fresh else said, said)
+        self._calls.append(known)
+        self._by_id[known.id] = known
+        if type(call.index) is int:
+            self._by_index[call.index] = known
         return known
 
     def _keep(self, details: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -48,7 +49,10 @@ def failure_error(backend: str, model: str, failure: Failure, codes: Codes) -> M
 
     Of what the vendor says at most 500 characters are kept. What it wrote about a key is masked.
     """
-    said = masked(failure.message.strip())[:MAX_EXCERPT]
+    # Cut before as well: a page of megabytes would hold up the event loop.
+    said = masked(failure.message[: 8 * MAX_EXCERPT].strip())[:MAX_EXCERPT]
+    if 300 <= failure.status < 400:
+        said = f"it redirects to {failure.headers.get('location', 'nowhere')[:200]!r}; no redirect is followed"
     cls = codes.get(failure.code) or _by_status(failure.status)
     if cls in (InvalidRequestError, BackendError) and _OVERFLOW.search(said):
         cls = ContextOverflowError
@@ -136,13 +140,34 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait: ``retry-after-ms``, else ``Retry-After`` in seconds or as a date (RFC 9110, 10.2.3)."""
     for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         value = headers.get(name, "").strip()
-        if re.fullmatch(r"\d+(\.\d+)?", value):
+        if re.fullmatch(r"\d{1,12}(\.\d{1,12})?", value):
             return float(value) * scale
     try:
         when = parsedate_to_datetime(headers.get("retry-after", ""))
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+
+
+def header_key(backend: str, key: str) -> str:
+    """``key`` without the white space around it.
+
+    :raises AuthenticationError: it cannot stand in a header; HTTP libraries quote such a header in their errors.
+    """
+    key = key.strip()
+    if not (key.isascii() and key.isprintable()):
+        text = f"the API key of {backend} has characters that no key has; is it the right text?"
+        raise AuthenticationError(text, backend=backend)
+    return key
+
+
+def is_http(url: str) -> bool:
+    """Whether ``url`` is an address of HTTP with a host."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False  # such as "http://[::1" and "http://host:99999"
 
 
 def masked(text: str) -> str:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import structs
 
-from modeld.errors import AuthenticationError
+from modeld.errors import AuthenticationError, InvalidRequestError
 from modeld.providers.facts import observe
+from modeld.providers.failures import header_key, is_http
 from modeld.providers.google_facts import google_facts
 from modeld.providers.google_sdk import GoogleWire, Link, open_link
 from modeld.repository.provider import WireCatalog
@@ -33,6 +34,8 @@ class GeminiWire(GoogleWire):
     def __init__(self, spec: BackendSpec, options: CatalogOptions) -> None:
         super().__init__(spec, options)
         root = (spec.base_url.strip() or BASE_URL).rstrip("/")
+        if not is_http(root):
+            raise InvalidRequestError(f"gemini needs a base URL such as {BASE_URL}, not {root!r}", parameter="base_url")
         # An address that names the version already is as good as one that does not.
         before, _, last = root.rpartition("/")
         self._root, self._version = (before, last) if last in ("v1", "v1alpha", VERSION) else (root, VERSION)
@@ -43,7 +46,7 @@ class GeminiWire(GoogleWire):
         return (f"{self._root}/{self._version}" if self._version != VERSION else self._root,)
 
     def _open(self) -> Link:
-        key = self.spec.api_key.strip()
+        key = header_key(self.type, self.spec.api_key)
         if not key:
             # The SDK would take one from the environment.
             raise AuthenticationError("gemini: there is no API key; give one as api_key", backend=self.type)
@@ -90,5 +93,8 @@ def _observed(model: Model) -> ObservedModel:
 
 
 def make_catalog(spec: BackendSpec, options: CatalogOptions) -> WireCatalog:
-    """A catalog of the Gemini API. No network, no SDK."""
+    """A catalog of the Gemini API. No network, no SDK.
+
+    :raises InvalidRequestError: the address is no HTTP URL.
+    """
     return WireCatalog(GeminiWire(spec, options))

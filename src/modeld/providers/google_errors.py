@@ -106,7 +106,12 @@ def sdk_error(backend: str, model: str, error: Exception) -> ModeldError:
             return BackendUnavailableError(f"{about} got no token: {said}", retry_after=None, **details)
         case auth.GoogleAuthError():
             return AuthenticationError(f"{about}: the credentials were not taken: {said}", **details)
-        case errors.UnknownApiResponseError() | pydantic.ValidationError() | json.JSONDecodeError():
+        case (
+            errors.UnknownApiResponseError()
+            | pydantic.ValidationError()
+            | json.JSONDecodeError()
+            | httpx2.DecodingError()
+        ):
             return BackendProtocolError(f"an answer of {about} cannot be read: {said}", **details)
         case AttributeError() | KeyError() | TypeError():
             # The SDK walks through an answer as if it had its shape.

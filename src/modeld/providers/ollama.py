@@ -12,7 +12,6 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -28,8 +27,9 @@ from modeld.errors import (
     ModeldError,
     NotSupportedError,
 )
+from modeld.providers.bodies import read_body
 from modeld.providers.facts import find_facts, observe
-from modeld.providers.failures import Codes, Failure, failure_error
+from modeld.providers.failures import Codes, Failure, failure_error, header_key, is_http
 from modeld.providers.ollama_messages import OPTIONS, ChatRequest, FrameDecoder, FrameError
 from modeld.providers.ollama_models import (
     FACTS,
@@ -136,7 +136,8 @@ class OllamaWire(Wire):
         self._windows = Windows()
 
     def _open(self) -> Connection:
-        return Connection(self._url, self.spec.api_key, self.options.http_client)
+        key = header_key(self.type, self.spec.api_key)
+        return Connection(self._url, key, self.options.http_client)
 
     @property
     def backend_ids(self) -> tuple[str, ...]:
@@ -186,7 +187,7 @@ class OllamaWire(Wire):
     async def chat(self, call: Call) -> Sequence[StreamPart]:
         """See :meth:`Wire.chat`."""
         async with self._answer(call, stream=False) as (response, decoder):
-            parts = decoder.whole(await response.aread())
+            parts = decoder.whole(await read_body(response, self.type))
             if not decoder.ended:
                 raise BackendProtocolError("ollama gave an answer that is not done", backend=self.type)
             return parts
@@ -269,7 +270,7 @@ class Connection:
 
         headers = {"authorization": f"Bearer {key}"} if key else None
         own: httpx.AsyncClient = sdk.AsyncClient(
-            url, headers=headers, timeout=httpx.Timeout(None, connect=10.0)
+            url, follow_redirects=False, headers=headers, timeout=httpx.Timeout(None, connect=10.0)
         )._client
         if not key:
             # The SDK takes OLLAMA_API_KEY from the environment, which may be another server's.
@@ -298,7 +299,7 @@ class Connection:
         content = None if body is None else msgspec.json.encode(body)
         response = await self.send(method, path, content, model, quick=quick)
         try:
-            return msgspec.json.decode(await response.aread(), type=kind)
+            return msgspec.json.decode(await read_body(response, "ollama"), type=kind)
         finally:
             await response.aclose()
 
@@ -329,7 +330,7 @@ class Connection:
 
 async def _refusal(response: httpx.Response, model: str) -> ModeldError:
     """The error that a failed response is."""
-    text = (await response.aread()).decode(errors="replace")
+    text = (await read_body(response, "ollama")).decode(errors="replace")
     headers = {name.lower(): value for name, value in response.headers.items()}
     try:
         failed = msgspec.json.decode(text, type=_Failed)
@@ -378,12 +379,7 @@ def _root(url: str) -> str:
     """``url`` without ``/api`` and slashes at its end; the vendor's page gives both forms."""
     url = url.strip() or DEFAULT_URL
     url = url if "://" in url else f"http://{url}"
-    try:
-        parts = urlsplit(url)
-        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        fine = False
-    if not fine:
+    if not is_http(url):
         raise InvalidRequestError(
             f"ollama needs the address of a server, such as {DEFAULT_URL}, not {url!r}", parameter="base_url"
         )

@@ -13,7 +13,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, cast
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct, structs
@@ -25,6 +24,7 @@ from modeld.errors import (
     ModeldError,
     RefusedError,
 )
+from modeld.providers.bodies import read_body
 from modeld.providers.chat_completions import (
     CODES,
     ChatCodec,
@@ -34,6 +34,7 @@ from modeld.providers.chat_completions import (
 )
 from modeld.providers.chat_decoder import read_usage
 from modeld.providers.facts import find_facts, observe
+from modeld.providers.failures import is_http
 from modeld.providers.openai_errors import Place, sdk_error
 from modeld.providers.openai_facts import FACTS, OpenAIFacts
 from modeld.providers.responses import ResponsesCodec
@@ -110,6 +111,9 @@ class _Session(Struct, frozen=True):
 
     client: AsyncOpenAI
     headers: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"_Session({', '.join(self.headers)})"
 
 
 class _Page(Struct):
@@ -273,7 +277,8 @@ class OpenAIWire(Wire):
             api_key=self._key or "none",
             base_url=self.base_url,
             max_retries=0,
-            http_client=self.options.http_client,
+            # A redirect would hand the conversation to another server, and the key only to some.
+            http_client=self.options.http_client or openai.DefaultAsyncHttpxClient(follow_redirects=False),
         )
         return _Session(client, self._own_headers(openai.Omit()))
 
@@ -318,7 +323,7 @@ class OpenAIWire(Wire):
 
         try:
             content = msgspec.json.encode(body)
-        except TypeError as error:
+        except (TypeError, RecursionError) as error:
             raise InvalidRequestError(f"the request is no JSON: {error}", parameter="tools") from error
         stream_cls: Any = openai.AsyncStream
         response = await session.client.post(
@@ -335,7 +340,7 @@ class OpenAIWire(Wire):
         response = await self._post(session, path, body)
         try:
             self._check_type(response, "json")
-            return await response.aread()
+            return await read_body(response, self.type)
         finally:
             await response.aclose()
 
@@ -377,8 +382,7 @@ def _checked_url(backend: str, url: str) -> str:
     :raises InvalidRequestError: it is no HTTP URL.
     """
     url = url.strip().rstrip("/")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not is_http(url):
         raise InvalidRequestError(
             f"{backend} needs a base URL such as http://host:8000/v1, not {url!r}", parameter="base_url"
         )

@@ -49,13 +49,13 @@ FINISH_REASONS: Final[dict[str, FinishReason]] = {"max_output_tokens": "length",
 
 
 class _Call:
-    """A tool call that is being streamed. ``sent``: characters of its arguments that went out."""
+    """A tool call that is being streamed. ``sent``: its arguments as they went out."""
 
     __slots__ = ("ended", "index", "sent")
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.sent = 0
+        self.sent: list[str] = []
         self.ended = False
 
 
@@ -77,7 +77,9 @@ class Decoder:
         self._backend = backend
         self._calls: list[_Call] = []
         self._by_place: dict[int, _Call] = {}
-        self._by_id: dict[str, _Call] = {}
+        self._by_id: dict[str, _Call | None] = {}
+        self._told: set[Any] = set()
+        """Places of the items of which words came."""
         self._thought: tuple[Any, ...] | None = None
         self._refused = False
         self._items: list[tuple[int, dict[str, Any]]] = []
@@ -105,13 +107,16 @@ class Decoder:
             return self._failed(response)
         if response.output is None or status not in ("completed", "incomplete"):
             raise self._protocol(f"an answer of status {status!r} with {len(response.output or ())} items of output")
+        return self._output(response) + self._finish(response, status)
+
+    def _output(self, response: Response) -> list[StreamPart]:
         parts: list[StreamPart] = []
-        for index, raw in enumerate(response.output):
+        for index, raw in enumerate(response.output or ()):
             item = self._decoded(ITEM, raw)
             parts += self._start(item, index)
             parts += self._said(item, index)
             parts += self._done(item, index)
-        return parts + self._finish(response, status)
+        return parts
 
     def close(self) -> list[StreamPart]:
         """Nothing: an answer ends with an event that says so, and one without was cut off."""
@@ -120,6 +125,7 @@ class Decoder:
     # Events.
 
     def _text(self, event: Event) -> list[StreamPart]:
+        self._told.add(event.output_index)
         return [TextPart(event.delta)] if is_text(event.delta) else []
 
     def _refusal(self, event: Event) -> list[StreamPart]:
@@ -127,9 +133,11 @@ class Decoder:
         return self._text(event)
 
     def _summary(self, event: Event) -> list[StreamPart]:
+        self._told.add(event.output_index)
         return self._think((event.output_index, "summary", event.summary_index), event.delta)
 
     def _reasoning(self, event: Event) -> list[StreamPart]:
+        self._told.add(event.output_index)
         return self._think((event.output_index, "text", event.content_index), event.delta)
 
     def _item_added(self, event: Event) -> list[StreamPart]:
@@ -146,13 +154,24 @@ class Decoder:
         begun: list[StreamPart] = []
         if item.type == "function_call" and self._call(item.id, event.output_index) is None:
             begun = self._start(item, event.output_index)
-        return begun + self._done(item, event.output_index)
+        # Words of which no delta came: not the vendor's way, but nothing may be lost.
+        place = event.output_index
+        told = place in self._told or (place is None and bool(self._told))
+        said = [] if told else self._said(item, place)
+        self._told.add(place)
+        return [*begun, *said, *self._done(item, place)]
 
     def _completed(self, event: Event) -> list[StreamPart]:
-        return self._finish(self._decoded(RESPONSE, event.response), "completed")
+        return self._closed(event, "completed")
 
     def _incomplete(self, event: Event) -> list[StreamPart]:
-        return self._finish(self._decoded(RESPONSE, event.response), "incomplete")
+        return self._closed(event, "incomplete")
+
+    def _closed(self, event: Event, status: str) -> list[StreamPart]:
+        """The end of a stream. Where nothing came before it, the whole answer is in it."""
+        response = self._decoded(RESPONSE, event.response)
+        parts = [] if self._told or self._calls else self._output(response)
+        return parts + self._finish(response, status)
 
     def _response_failed(self, event: Event) -> list[StreamPart]:
         return self._failed(self._decoded(RESPONSE, event.response))
@@ -175,12 +194,13 @@ class Decoder:
         if isinstance(place, int):
             self._by_place[place] = call
         if is_text(item.id):
-            self._by_id[item.id] = call
+            # An id that two have tells none: the place does.
+            self._by_id[item.id] = None if item.id in self._by_id else call
         name = item.name if is_text(item.name) else ""
         id = item.call_id if is_text(item.call_id) else f"call_{uuid4().hex[:24]}"
         return [ToolCallStart(call.index, id, self._names.original(name))]
 
-    def _said(self, item: Item, place: int) -> list[StreamPart]:
+    def _said(self, item: Item, place: Any) -> list[StreamPart]:
         """The words of a whole item: in a stream they were deltas before."""
         parts: list[StreamPart] = []
         if item.type == "message":
@@ -201,7 +221,7 @@ class Decoder:
             call = self._call(item.id, place)
             if call is not None and not call.ended:
                 # Without deltas, or with a part of them, the rest of the arguments is here.
-                parts = _grown(call, item.arguments[call.sent :] if is_text(item.arguments) else "")
+                parts = _grown(call, self._rest(call, item))
                 parts += _ended(call)
             kept = {"type": "function_call"}
         elif item.type == "message":
@@ -214,6 +234,14 @@ class Decoder:
         if kept is not None:
             self._items.append((place if isinstance(place, int) else len(self._items), kept))
         return parts
+
+    def _rest(self, call: _Call, item: Item) -> str:
+        """What of the arguments did not come in deltas."""
+        sent = "".join(call.sent)
+        whole = item.arguments if is_text(item.arguments) else sent
+        if not whole.startswith(sent):
+            raise self._protocol("arguments of a call that are not what came of them before")
+        return whole[len(sent) :]
 
     def _think(self, part: tuple[Any, ...], words: Any) -> list[StreamPart]:
         if not is_text(words):
@@ -310,7 +338,7 @@ _USUAL: Final = ("reasoning", "message", "function_call")
 def _grown(call: _Call, arguments: Any) -> list[StreamPart]:
     if not is_text(arguments):
         return []
-    call.sent += len(arguments)
+    call.sent.append(arguments)
     return [ToolCallDelta(call.index, arguments)]
 
 

@@ -13,6 +13,9 @@ from modeld.errors import BackendProtocolError
 MAX_EVENT: Final = 16 * 2**20
 """Bytes of one event. Thought signatures and images make long lines; without a bound a broken server fills memory."""
 
+BOM: Final = b"\xef\xbb\xbf"
+"""May stand at the very beginning, and belongs to no line."""
+
 
 async def sse_data(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The data of each event, lines of one event joined by a newline. Names, ids and comments are not of interest here.
@@ -23,10 +26,23 @@ async def sse_data(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     :raises BackendProtocolError: an event is longer than ``MAX_EVENT``.
     """
     rest = b""
+    waiting: list[bytes] = []
     data: list[bytes] = []
-    size = 0
+    size = held = 0
+    first = True
     async for chunk in chunks:
-        buffer = rest + chunk if rest else chunk
+        if rest and b"\n" not in chunk and b"\r" not in chunk and not rest.endswith(b"\r"):
+            # Put together once, when the line ends: a long one in small chunks would be copied with each of them.
+            waiting.append(chunk)
+            held += len(chunk)
+            if size + len(rest) + held > MAX_EVENT:
+                raise too_long()
+            continue
+        buffer = b"".join((rest, *waiting, chunk)) if rest else chunk
+        if waiting:
+            waiting, held = [], 0
+        if first and len(buffer) >= len(BOM):
+            buffer, first = buffer.removeprefix(BOM), False
         if b"\r" in buffer:
             # A CR at the end may be half of a CR LF.
             tail = b"\r" if buffer.endswith(b"\r") else b""
@@ -37,9 +53,16 @@ async def sse_data(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
                 data.append(line[6:] if line[5:6] == b" " else line[5:])
                 size += len(line)
             elif not line and data:
-                yield data[0] if len(data) == 1 else b"\n".join(data)
+                # An event without data is none: some servers send them to keep the connection.
+                if event := data[0] if len(data) == 1 else b"\n".join(data):
+                    yield event
                 data, size = [], 0
         if size + len(rest) > MAX_EVENT:
-            raise BackendProtocolError(f"an event of a stream is longer than {MAX_EVENT} bytes; it is not read on")
-    if data and rest in (b"", b"\r"):
-        yield b"\n".join(data)
+            raise too_long()
+    if data and rest in (b"", b"\r") and (event := b"\n".join(data)):
+        yield event
+
+
+def too_long() -> BackendProtocolError:
+    """What an endless event is."""
+    return BackendProtocolError(f"an event of a stream is longer than {MAX_EVENT} bytes; it is not read on")

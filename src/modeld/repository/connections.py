@@ -33,6 +33,11 @@ class _Connection(Generic[T]):
         self.users = 0
         self.retired = False
 
+    @property
+    def failed(self) -> bool:
+        # Cancelled too: whoever ends all tasks of a loop, which may go on, ends this one.
+        return self.client.done() and (self.client.cancelled() or self.client.exception() is not None)
+
 
 class Connections(Generic[T]):
     """SDK clients belong to the loop they were first used in; a backend may be used in several.
@@ -60,9 +65,11 @@ class Connections(Generic[T]):
     def _enter(self) -> _Connection[T]:
         loop = asyncio.get_running_loop()
         with self._lock:
+            # The entry of a loop holds the loop, so that it would never leave by itself, nor would its sockets.
+            for other in [other for other in self._by_loop if other.is_closed()]:
+                del self._by_loop[other]
             connection = self._by_loop.get(loop)
-            failed = connection is not None and connection.client.done() and connection.client.exception() is not None
-            if connection is None or failed:
+            if connection is None or connection.failed:
                 connection = self._by_loop[loop] = _Connection(loop.create_task(asyncio.to_thread(self._open)))
             connection.users += 1
             return connection
@@ -95,4 +102,8 @@ class Connections(Generic[T]):
             if loop is here:
                 await self._end(connection)
             elif not loop.is_closed():
-                asyncio.run_coroutine_threadsafe(self._end(connection), loop)
+                ending = self._end(connection)
+                try:
+                    asyncio.run_coroutine_threadsafe(ending, loop)
+                except RuntimeError:
+                    ending.close()  # its thread closed the loop meanwhile

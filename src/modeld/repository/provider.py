@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, Final, NoReturn, Self, overload
 
 from msgspec import DecodeError, structs
 
 from modeld.errors import (
     BackendProtocolError,
     BackendUnavailableError,
+    CancelledError,
     DeadlineExceededError,
     InvalidRequestError,
     ModeldError,
@@ -36,6 +38,9 @@ from modeld.types import (
     ToolCallStart,
     WarningPart,
 )
+
+MIN_KEY: Final = 8
+"""Characters of a key from which on it is looked for in errors."""
 
 
 class WireCatalog:
@@ -301,6 +306,8 @@ class WireClient:
     ) -> tuple[Call, tuple[WarningPart, ...]]:
         """The request, checked, and what the caller should know of it."""
         config = config_of(config, options)
+        if not all(isinstance(message, Message) for message in messages):
+            raise InvalidRequestError("a conversation is a list of Message", parameter="messages")
         if not messages or not any(m.content or m.images or m.tool_calls for m in messages if m.role != "system"):
             raise InvalidRequestError("a conversation needs a message that is not empty", parameter="messages")
         check_options(self._wire.type, self._wire.rules, config)
@@ -340,6 +347,8 @@ class WireStream:
         self._ready: list[StreamPart] = []
         self._parts: AsyncGenerator[StreamPart, None] | None = None
         self._ended = False
+        self._reader: asyncio.Task[Any] | None = None
+        self._stopping: asyncio.Event | None = None
         timeout = call.config.timeout
         self._deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
 
@@ -367,14 +376,19 @@ class WireStream:
 
     async def __anext__(self) -> StreamPart:
         while not self._ready:
+            if self._reader is not None:
+                raise InvalidRequestError("another task waits for the next part; a stream has one reader at a time")
             if self._ended or self._parts is None:
                 await self.aclose()
                 raise StopAsyncIteration
+            self._reader = asyncio.current_task()
             try:
                 part = await self._next(self._parts)
             except BaseException as error:
-                await self._close(error)
+                await self._failed(error)
                 raise
+            finally:
+                self._reader = None
             self._ready.extend(self._watch.seen(part))
             self._ended = isinstance(part, EndPart)
         return self._ready.pop(0)
@@ -387,10 +401,8 @@ class WireStream:
             else:
                 async with _deadline_at(self._deadline, self._call.config.timeout):
                     part = await anext(parts, None)
-        except ModeldError:
-            raise
         except Exception as error:
-            raise _ours(self._wire, self._call.model.name, error) from error
+            _raise_typed(self._wire, self._call.model.name, error)
         if part is None:
             raise _cut(self._wire, self._call.model.name)
         return part
@@ -412,8 +424,31 @@ class WireStream:
         return joiner.result()
 
     async def aclose(self) -> None:
-        """See :meth:`modeld.repository.AnswerStream.aclose`."""
-        await self._close(None)
+        """See :meth:`modeld.repository.AnswerStream.aclose`. Who reads meanwhile gets :class:`CancelledError`."""
+        reader = self._reader
+        if reader is None or reader is asyncio.current_task():
+            await self._close(None)
+            return
+        if self._stopping is None:
+            # A generator that runs cannot be closed by another task: who waits in it has to leave.
+            self._stopping = asyncio.Event()
+            reader.cancel()
+        await self._stopping.wait()
+
+    async def _failed(self, error: BaseException) -> None:
+        """:raises CancelledError: the reader was cancelled by :meth:`aclose` and by nobody else."""
+        stopping = self._stopping
+        ours = stopping is not None and isinstance(error, asyncio.CancelledError)
+        task = asyncio.current_task()
+        if ours and task is not None and task.uncancel() == 0:
+            error = CancelledError("the stream was closed before its end; start a new one")
+        try:
+            await self._close(error)
+        finally:
+            if stopping is not None:
+                stopping.set()
+        if isinstance(error, CancelledError) and ours:
+            raise error from None
 
     async def _close(self, error: BaseException | None) -> None:
         parts, self._parts = self._parts, None
@@ -444,6 +479,7 @@ class _Watch:
         if kind in (TextPart, ToolCallStart):
             self._empty = False
         if isinstance(part, EndPart):
+            part = _counted(part)
             self._record(part)
             if self._empty and part.finish_reason == "stop":
                 before = (*before, WarningPart("empty_answer", "the model ended without text and without a tool call"))
@@ -462,6 +498,15 @@ class _Watch:
         )
 
 
+def _counted(end: EndPart) -> EndPart:
+    """``end`` with counts that can be counts; a negative or absurd one is unknown, and would cross no wire."""
+    counts = {name: getattr(end.usage, name) for name in ("input", "cache_read", "cache_write", "output", "reasoning")}
+    wrong = [name for name, count in counts.items() if count is not None and not 0 <= count < 2**53]
+    if not wrong:
+        return end
+    return structs.replace(end, usage=structs.replace(end.usage, **dict.fromkeys(wrong)))
+
+
 def config_of(config: ChatConfig | None, options: dict[str, Any]) -> ChatConfig:
     """``config`` with what a caller gave as keywords in place of its own.
 
@@ -474,7 +519,10 @@ def config_of(config: ChatConfig | None, options: dict[str, Any]) -> ChatConfig:
     for name in ("tools", "stop"):
         if isinstance(options.get(name), list):
             options[name] = tuple(options[name])
-    return structs.replace(config or ChatConfig(), **options)
+    try:
+        return structs.replace(config or ChatConfig(), **options)
+    except (TypeError, AttributeError) as error:
+        raise InvalidRequestError(f"an option has a value of a wrong type: {error}", parameter="options") from error
 
 
 @contextmanager
@@ -482,16 +530,37 @@ def _typed(wire: Wire, model: str) -> Any:
     """What the SDK raises leaves as one of our errors."""
     try:
         yield
-    except ModeldError:
-        raise
     except Exception as error:
-        raise _ours(wire, model, error) from error
+        _raise_typed(wire, model, error)
+
+
+def _raise_typed(wire: Wire, model: str, error: Exception) -> NoReturn:
+    typed = error if isinstance(error, ModeldError) else _ours(wire, model, error)
+    key = wire.spec.api_key.strip()
+    # Servers and proxies quote the key they refuse. A shorter one would be found in ordinary words.
+    if len(key) >= MIN_KEY and key in f"{typed.message}{typed.details}{error}":
+        details = {name: v.replace(key, "[key]") if isinstance(v, str) else v for name, v in typed.details.items()}
+        raise type(typed)(typed.message.replace(key, "[key]"), **details) from None
+    if typed is error:
+        raise typed
+    raise typed from error
 
 
 def _ours(wire: Wire, model: str, error: Exception) -> ModeldError:
+    # The interpreter's words tell what was too deep: what is sent is encoded, what came is decoded.
+    if isinstance(error, RecursionError) and re.search(r"\b(serializ|encod)", str(error)):
+        text = f"{wire.type}: the request is nested too deeply"
+        return InvalidRequestError(text, backend=wire.type, model=model)
+    if isinstance(error, RecursionError):
+        text = f"{wire.type}: JSON of the answer, or of a call in the history, is nested too deeply"
+        return BackendProtocolError(text, backend=wire.type, model=model)
     if isinstance(error, DecodeError | UnicodeDecodeError):
         text = f"{wire.type}: the answer cannot be understood: {error}"
         return BackendProtocolError(text, backend=wire.type, model=model)
+    if isinstance(error, UnicodeEncodeError):
+        # Not the error itself: it holds the whole text.
+        text = f"{wire.type}: a text of the request cannot be sent ({error.reason}, character {error.start})"
+        return InvalidRequestError(text, backend=wire.type, model=model)
     return wire.error(error, model)
 
 

@@ -106,6 +106,14 @@ class RemoteAnswer(BatchedStream):
         self._reading = asyncio.Lock()
         self._failure: ModeldError | None = None
         self._closed = False
+        self._loop = asyncio.get_running_loop()
+
+    def __del__(self) -> None:
+        # gRPC keeps a call that runs though nobody can read it: the backend would go on, and be paid. The collector
+        # may run in any thread.
+        if not self._closed:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and the call with it
+                self._loop.call_soon_threadsafe(self._call.cancel)
 
     async def start(self) -> None:
         """Wait for the first parts: until then an error is the caller's, not the reader's."""

@@ -19,7 +19,8 @@ def told() -> list[Evicted]:
 
 @pytest.fixture
 def pool(told: list[Evicted]) -> Pool:
-    return Pool(FakeBackend(Load("", "fake", "d", 100, 100, sequences=3)), 3, told.append)
+    load = Load("", "fake", "d", 100, 100, sequences=3)
+    return Pool(FakeBackend(load), load, told.append)
 
 
 def held(pool: Pool, key: int, used: float, *, pin: bool = False, side: bool = False) -> EngineSession:

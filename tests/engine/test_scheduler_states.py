@@ -12,6 +12,7 @@ import zlib
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from msgspec import structs
 
 from modeld.chat.template import ChatTemplate
 from modeld.engine.control import Control
@@ -101,9 +102,11 @@ class Sessions(RuleBasedStateMachine):
 
     running: Bundle[int] = Bundle("running")
 
+    load = LOAD
+
     def __init__(self) -> None:
         super().__init__()
-        self.engine = Engine()
+        self.engine = Engine(self.load)
         self.ids = 0
         self.said: dict[int, tuple[Message, ...]] = {}
         self.asked: dict[int, Request] = {}
@@ -240,7 +243,7 @@ class Sessions(RuleBasedStateMachine):
             assert end.finish_reason != "cancelled" or reply.id in self.cancelled
         assert end.usage.output == len(result.text)
         receipt = end.cost()
-        assert receipt.reused + receipt.prefilled == end.usage.input
+        assert receipt.reused + receipt.restored + receipt.prefilled == end.usage.input
         if end.usage.output:
             assert end.usage.input == len(rendered(request.messages))
             assert receipt.prefilled >= 1
@@ -261,10 +264,43 @@ class Sessions(RuleBasedStateMachine):
             assert session.hot <= len(session.ids)
 
 
+class WarmSessions(Sessions):
+    """The same, and what leaves the engine may come back from RAM, which has room for some of it."""
+
+    load = structs.replace(LOAD, ram=2000)
+
+    @invariant()
+    def ram_is_within_its_budget(self) -> None:
+        warm = self.engine.scheduler._pool._warm
+        assert warm is not None
+        assert warm.bytes <= 2000
+
+
+BOUNDS = settings(max_examples=300, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
 TestSessions = Sessions.TestCase
-TestSessions.settings = settings(
-    max_examples=400, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestSessions.settings = BOUNDS
+TestWarmSessions = WarmSessions.TestCase
+TestWarmSessions.settings = BOUNDS
+
+
+def test_what_was_evicted_comes_back_from_ram() -> None:
+    engine = Engine(structs.replace(LOAD, ram=10**6))
+    talks = {key: (Message("user", f"{key} " * 30),) for key in range(1, 6)}
+    for key, talk in talks.items():
+        engine.ask(Turn(key, key, talk, DecodeOptions(temperature=0)))
+        assert engine.steps(1000)
+    engine.replies.clear()
+    engine.ask(Turn(9, 1, talks[1], DecodeOptions(temperature=0)))
+    assert engine.steps(1000)
+    done = engine.replies[-1]
+    assert isinstance(done, Done)
+    receipt = decode_result(done.result, EndPart).cost()
+    assert receipt.restored > 30
+    assert receipt.prefilled == 1
+    # The answer left with the question asked again; the KV of the question was there.
+    assert receipt.stop is not None
+    assert receipt.stop.reason == "history_shortened"
+    assert done.tapes[0].ram_used > 0
 
 
 def test_credit_holds_a_stream_back_and_lets_it_go_on() -> None:

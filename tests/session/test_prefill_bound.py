@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 @pytest.mark.parametrize("clients", [1, 4, 16, 64])
 async def test_agents_side_by_side_prefill_nothing_twice(tmp_path: Path, clients: int) -> None:
     # An agent and its branch come back, so each has a sequence id; subagents and titles take turns with what is left.
-    node = Node(NodeConfig(data_root=tmp_path, sequences=2 * clients + 8))
+    node = Node(NodeConfig(data_root=tmp_path, sequences=2 * clients + 8, ram=0))
     try:
         made = await run_trace(node, ENGINES["llama"], Trace(clients, seed=1))
         cells = (await node.status()).cells

@@ -112,6 +112,7 @@ def _status_facts(node: NodeStatus) -> list[tuple[str, str]]:
     from modeld.node.capacity import human_bytes
 
     model = f"{node.model}: {node.context:,} tokens of context, {node.cells_used:,} of {node.cells:,} cells in use"
+    model += f", {human_bytes(node.ram_used)} of KV in RAM" if node.ram_used else ""
     leaves = f"; the engine exits after {duration(node.idle_ttl)} without use" if node.idle_ttl else ""
     engine = node.engine
     return [

@@ -99,12 +99,18 @@ class Backend(Vocabulary, Protocol):
         """
         ...
 
-    def save(self, sequence: int) -> bytes:
-        """The KV of a sequence as bytes that :meth:`restore` of an equal manifest takes."""
+    def save(self, sequence: int, start: int = 0, end: int = -1) -> bytes:
+        """The KV of a sequence's positions as bytes that :meth:`restore` of an equal manifest takes.
+
+        A part of a sequence can be had only where :attr:`shares` is true.
+        """
         ...
 
-    def restore(self, sequence: int, state: bytes) -> bool:
-        """Fill the empty sequence. ``False``: the bytes do not fit; the sequence is empty."""
+    def restore(self, sequence: int, state: bytes, start: int = 0, end: int = -1) -> bool:
+        """Give a sequence, which holds nothing there, the positions ``[start, end)`` of what was saved, or all of it.
+
+        ``False``: the bytes do not read back as they were; the sequence is as before.
+        """
         ...
 
     def request_abort(self) -> None:

@@ -100,6 +100,9 @@ class Job:
         # A job that computes the same beginning, and how long that is: it is computed once.
         self.leader: Job | None = None
         self.common = 0
+        # RAM may still have some of what it needs; how many leading tokens it seemed to have.
+        self.warm = True
+        self.promised = 0
         self.reused = self.restored = self.dropped = 0
         self.stop: ReuseStop | None = None
         self.stream: Stream | None = None
@@ -136,6 +139,7 @@ class Job:
         if lost:
             self.dropped += lost
             self.reused = self.restored = 0
+            self.warm = True
             self.stop = ReuseStop(reason=why, detail=f"the KV of {lost} tokens was taken while the call ran")
 
     @property
@@ -147,6 +151,11 @@ class Job:
     def remaining(self) -> list[int]:
         """Tokens still to be put into the KV."""
         return self.session.ids[self.session.hot :] if self.decoding else self.target[self.session.hot :]
+
+    @property
+    def wanted(self) -> list[int]:
+        """Tokens whose KV the job would take as it is, wherever it came from."""
+        return self.session.ids[:-1] if self.decoding else self.target[: self.reusable]
 
     @property
     def next_token(self) -> int | None:

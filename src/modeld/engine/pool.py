@@ -7,11 +7,15 @@ from time import monotonic
 
 from modeld.engine.backend import Backend
 from modeld.engine.prefix_tree import PrefixTree
-from modeld.engine.protocol import Evicted, Open, Tape
+from modeld.engine.protocol import Evicted, Load, Open, Tape
 from modeld.engine.session import EngineSession, shared_length
+from modeld.engine.warm import WarmBlocks
 
 MIN_BRANCH = 32
-"""Tokens that a session leaves behind before a sequence id of their own is worth it: computing fewer takes one step."""
+"""Tokens that are worth a sequence id of their own, or a way to RAM and back: computing fewer takes one step."""
+
+BRANCH_WEIGHT = 1
+_WEIGHTS = {"main": 1, "subagent": 0, "side": 0}
 
 
 class Pool:
@@ -20,15 +24,21 @@ class Pool:
     A beginning that several sessions have in common is held once. What a session leaves behind when its conversation
     goes another way is kept as a *branch*, while there are ids: whoever comes back to it finds it.
 
+    What leaves the engine goes to RAM, as far as its budget allows, and comes back when it is asked for.
+
     :param told: is given an :class:`Evicted` whenever a session loses its KV to another.
     """
 
-    def __init__(self, backend: Backend, sequences: int, told: Callable[[Evicted], None]) -> None:
+    def __init__(self, backend: Backend, load: Load, told: Callable[[Evicted], None]) -> None:
         self._backend = backend
-        self._free = list(range(sequences))[::-1]
+        self._cells = load.cells
+        self._free = list(range(load.sequences))[::-1]
         self._told = told
         self._tree = PrefixTree()
         self._branches: dict[int, float] = {}
+        self._warm = WarmBlocks(load.ram) if load.ram and backend.shares else None
+        # Tape lengths of sequences of which RAM has, or does not want, any more.
+        self._saved: dict[int, int] = {}
         self.sessions: dict[int, EngineSession] = {}
 
     def open(self, request: Open) -> None:
@@ -88,6 +98,7 @@ class Pool:
 
     def evict(self, session: EngineSession) -> None:
         """Take the session's KV; its next receipt says so."""
+        self._save_all(session.sequence, _weight(session))
         self.release(session)
         session.lose("evicted")
         self._told(Evicted((session.key,)))
@@ -100,9 +111,11 @@ class Pool:
 
     def _drop_branch(self, sequence: int) -> None:
         del self._branches[sequence]
+        self._save_all(sequence, BRANCH_WEIGHT)
         self._clear(sequence)
 
     def _clear(self, sequence: int) -> None:
+        self._saved.pop(sequence, None)
         self._tree.cut(sequence, 0)
         self._backend.remove(sequence, 0)
         self._free.append(sequence)
@@ -196,15 +209,81 @@ class Pool:
             session.lost, session.lost_tokens, session.hot = "evicted", session.hot, 0
         return False
 
+    # RAM
+
+    def save_next(self, idle: float = 0.0) -> bool:
+        """Copy a block of somebody who has nothing to do to RAM, so that it can leave at once when it has to.
+
+        :param idle: seconds without use, at least. :returns: ``False``: all that is worth it is there.
+        """
+        if self._warm is None:
+            return False
+        before = monotonic() - idle
+        resting = [(s.last_used, s.sequence, _weight(s)) for s in self._idle(None) if s.last_used <= before]
+        resting += [(when, sequence, BRANCH_WEIGHT) for sequence, when in self._branches.items() if when <= before]
+        for _, sequence, weight in sorted(resting, key=lambda one: one[0]):
+            if sequence is not None and self._save_one(sequence, weight):
+                return True
+        return False
+
+    def _save_all(self, sequence: int | None, weight: int) -> None:
+        while sequence is not None and self._save_one(sequence, weight):
+            pass
+
+    def _save_one(self, sequence: int, weight: int) -> bool:
+        length = self._tree.length(sequence)
+        if self._warm is None or length < MIN_BRANCH or self._saved.get(sequence) == length:
+            return False
+        tape = self._tree.tape(sequence)
+        missing = self._warm.missing(tape)
+        if missing is not None:
+            start, end = missing
+            if self._warm.add(tape, start, end, weight, lambda: self._backend.save(sequence, start, end)):
+                return True
+        self._saved[sequence] = length
+        return False
+
+    def in_ram(self, ids: Sequence[int]) -> int:
+        """How many leading tokens of ``ids`` :meth:`restore_next` may bring back."""
+        return self._warm.length(ids) if self._warm is not None else 0
+
+    def restore_next(self, session: EngineSession, ids: Sequence[int]) -> int:
+        """Bring a block of ``ids`` behind the session's tape back from RAM.
+
+        A block that does not read back as it was is thrown away.
+
+        :returns: tokens gained; 0: there is no more, or no room.
+        """
+        at, sequence = session.hot, session.sequence
+        block = self._warm.find(ids, at) if self._warm is not None else None
+        if self._warm is None or block is None or sequence is None:
+            return 0
+        stop = block.start + shared_length(block.tokens, list(ids[block.start : block.end]))
+        if stop - at < min(MIN_BRANCH, len(ids) - at):
+            return 0
+        while self.used() + len(block.tokens) > self._cells:
+            if not self.evict_idle(session):
+                return 0
+        if not self._backend.restore(sequence, block.state, at, stop):
+            self._warm.drop(block)
+            return 0
+        self.extended(session, list(ids[at:stop]))
+        return stop - at
+
     def tape(self, session: EngineSession) -> Tape:
         """What changed on the session's tape since this was last asked. An evicted tape is not a changed one."""
         keep = min(session.synced, session.hot) if session.hot else session.synced
         added = tuple(session.ids[keep : session.hot])
         session.synced = max(keep, session.hot)
-        return Tape(session.key, keep, added, session.hot, self.used(), bool(session.fatal))
+        ram = self._warm.bytes if self._warm is not None else 0
+        return Tape(session.key, keep, added, session.hot, self.used(), bool(session.fatal), ram)
 
     def used(self) -> int:
         """Cells in use; those that sessions share are counted once."""
         if not self._backend.shares:
             return sum(session.hot for session in self.sessions.values())
         return self._tree.cells
+
+
+def _weight(session: EngineSession) -> int:
+    return 2 if session.pin else _WEIGHTS[session.session_class]

@@ -48,6 +48,15 @@ class PrefixTree:
         """Tokens of a sequence's tape."""
         return self._ends.get(sequence, self._root).end
 
+    def tape(self, sequence: int) -> list[int]:
+        """The tokens that a sequence holds."""
+        node: _Node | None = self._ends.get(sequence, self._root)
+        runs = []
+        while node is not None:
+            runs.append(node.tokens)
+            node = node.parent
+        return [token for run in reversed(runs) for token in run]
+
     def match(self, ids: Sequence[int]) -> tuple[int, int | None]:
         """How many leading tokens of ``ids`` are held, and a sequence that holds them (``None`` for no token)."""
         node, donor = self._root, None

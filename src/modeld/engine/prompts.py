@@ -63,12 +63,25 @@ class Prompts:
             raise InvalidRequestError("there are no messages to render", parameter="messages")
         if any(message.images for message in messages):
             raise NotSupportedError("the engines of a node take no images yet; leave them out", feature="images")
+        self._check_template(messages, tools, think)
         rendered = self._template.render(messages, tools, think=think, add_generation_prompt=generate)
         text = rendered.encode("utf-8", "replace")
         ids = session.tokens_of(text, self._backend, self._backend.bos, self._backend.add_bos)
         if not ids:
             raise InvalidRequestError("the messages render to no tokens", parameter="messages")
         return Prompt(messages, tools, think, text, ids)
+
+    def _check_template(self, messages: tuple[Message, ...], tools: tuple[Tool, ...], think: ThinkLevel) -> None:
+        """Refuse what the template would leave out of the prompt without a word."""
+        facts = self._template.facts
+        missing = {
+            "tools": not facts.tools and bool(tools or any(m.tool_calls or m.role == "tool" for m in messages)),
+            "system": not facts.system and any(m.role == "system" for m in messages),
+            "think": not facts.thinking and think not in ("auto", "off"),
+        }
+        for feature, wanted in missing.items():
+            if wanted:
+                raise NotSupportedError(f"the chat template of this model takes no {feature}", feature=feature)
 
     def _plan(self, job: Job, prompt: Prompt, stage: str, *, logits: bool) -> None:
         session = job.session

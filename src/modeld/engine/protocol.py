@@ -38,6 +38,7 @@ class Load(Struct, frozen=True, tag="load"):
     :param cells: KV cells in all. :param window: tokens one session may hold.
     :param sequences: sequence ids; more sessions than these share them in turns.
     :param threads: 0 is the engine's choice. :param gpu_layers: -1 is all.
+    :param ram: bytes of main memory for KV that leaves the engine; 0: it is lost.
     """
 
     path: str
@@ -50,6 +51,7 @@ class Load(Struct, frozen=True, tag="load"):
     batch: int = 512
     threads: int = 0
     gpu_layers: int = 0
+    ram: int = 0
 
 
 class Open(Struct, frozen=True, tag="open"):
@@ -198,6 +200,7 @@ class Tape(Struct, frozen=True, omit_defaults=True):
     """How a session's tape changed since the engine last told: cut to ``keep``, then ``added`` follow.
 
     :param hot: tokens of it whose KV the engine holds. :param cells_used: by all sessions.
+    :param ram_used: bytes of KV that left the engine and can come back.
     :param fatal: the session cannot go on; it must be forgotten and opened anew.
     """
 
@@ -207,6 +210,7 @@ class Tape(Struct, frozen=True, omit_defaults=True):
     hot: int = 0
     cells_used: int = 0
     fatal: bool = False
+    ram_used: int = 0
 
 
 class Parts(Struct, frozen=True, tag="parts"):

@@ -54,6 +54,9 @@ Node and client need the processor for each frame. On two cores that also comput
 STALL_SECONDS = 0.1
 """How long a chunk of somebody's prompt may hold up running streams."""
 
+REST_SECONDS = 1.0
+"""How long a session has rested before its KV is copied to RAM beside running streams; else it waits for a pause."""
+
 MIN_CHUNK = 16
 MIN_SHARE = 64
 """Tokens of one prompt in a step at least: smaller pieces waste the matrix products."""
@@ -85,7 +88,7 @@ class Scheduler:
         self._send = send
         self._inbox = inbox
         self._control = control
-        self._pool = Pool(backend, load.sequences, send)
+        self._pool = Pool(backend, load, send)
         self._active: list[Job] = []
         # Sessions whose first job may be started now, and those for which there was no sequence id.
         self._fresh: list[EngineSession] = []
@@ -104,6 +107,7 @@ class Scheduler:
         for session in fresh:
             self._start_next(session)
         self._step()
+        self._pool.save_next(REST_SECONDS)
 
     # Requests
 
@@ -119,7 +123,8 @@ class Scheduler:
                 # Who waits for room need not wait for a reader that takes nothing.
                 self._try_again()
                 continue
-            self._take(self._inbox.get())
+            if not self._pool.save_next():
+                self._take(self._inbox.get())
 
     def _take(self, request: Request) -> None:
         match request:
@@ -189,10 +194,11 @@ class Scheduler:
             shared = shared_length(tape, job.target)
             job.stop = session.why_stopped(job.prompt, shared)
             job.reused = self._pool.seat(session, job.target[: job.reusable])
-            if gone is not None and job.reused < min(shared, job.reusable):
-                detail = f"the KV of {len(tape) - job.reused} tokens was gone"
-                job.stop = ReuseStop(reason=gone, token=job.reused, detail=detail)
-                shared = job.reused
+            job.promised = max(job.reused, self._pool.in_ram(job.target[: job.reusable]))
+            if gone is not None and job.promised < min(shared, job.reusable):
+                detail = f"the KV of {len(tape) - job.promised} tokens was gone"
+                job.stop = ReuseStop(reason=gone, token=job.promised, detail=detail)
+                shared = job.promised
             job.dropped = len(tape) - shared
             if job.prompt is not None:
                 session.adopt(job.prompt, job.reused)
@@ -233,7 +239,8 @@ class Scheduler:
             elif not job.waits:
                 if job.session.sequence is None or job.leader is not None:
                     self._seat_again(job)
-                ready.append(job)
+                if not self._restore(job):
+                    ready.append(job)
         streams = [job for job in ready if job.next_token is not None]
         budget = self._load.batch
         if streams and self._seconds_per_token:
@@ -351,11 +358,23 @@ class Scheduler:
 
     def _seat_again(self, job: Job) -> None:
         """Its leader has come far enough, or it lost its KV: take what is there now."""
-        session = job.session
-        ids = session.ids[:-1] if job.decoding else job.target[: job.reusable]
-        before = min(session.hot, job.reusable)
-        job.reused += min(self._pool.seat(session, ids), job.reusable) - before
+        before = min(job.session.hot, job.reusable)
+        job.reused += min(self._pool.seat(job.session, job.wanted), job.reusable) - before
         self._follow(job)
+
+    def _restore(self, job: Job) -> bool:
+        """Bring a block back from RAM, one in a step; ``False``: there is none."""
+        if not job.warm:
+            return False
+        before = min(job.session.hot, job.reusable)
+        if self._pool.restore_next(job.session, job.wanted):
+            job.restored += min(job.session.hot, job.reusable) - before
+            return True
+        job.warm = False
+        if (lost := job.promised - before) > 0 and not job.decoding:
+            detail = f"{lost} tokens that had left the engine could not be brought back"
+            job.stop = job.stop or ReuseStop(reason="evicted", token=before, detail=detail)
+        return False
 
     def _stalled(self, without: list[Entry] | None = None) -> Job | None:
         """The youngest stream that holds KV and waits for its reader."""

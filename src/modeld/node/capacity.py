@@ -281,6 +281,15 @@ def human_bytes(size: int) -> str:
     return f"{size / 1024**power:.1f} {' KMGTPE'[power]}iB"
 
 
+def ram_budget(free: int, plan: Plan) -> int:
+    """Bytes of main memory for KV that leaves the engine: a quarter of what the model leaves free, at most 2 GiB.
+
+    :param free: bytes of main memory before the model is loaded.
+    """
+    left = free - (plan.required if plan.device == "cpu" else 0)
+    return max(0, min(2 * 2**30, left // 4))
+
+
 def free_memory(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> MemoryState:
     """Main memory now: the machine's, or that of the tightest cgroup (version 2 or 1) that this process is in.
 

@@ -23,7 +23,7 @@ from modeld.errors import (
     StaleEpochError,
     StaleGenerationError,
 )
-from modeld.node.capacity import MemoryState, free_memory, make_plan, require
+from modeld.node.capacity import MemoryState, free_memory, make_plan, ram_budget, require
 from modeld.node.device import DeviceKeeper
 from modeld.node.engine_process import EngineProcess, EngineStream, start_engine
 from modeld.node.session import Bound, NodeSession, RequestMaker
@@ -55,6 +55,8 @@ class NodeConfig(Struct, frozen=True, kw_only=True):
 
     :param idle_ttl: seconds without use until the engine process exits; 0 never.
     :param threads: of the engine; 0 is its own choice.
+    :param sequences: conversations whose KV the engine holds at a time.
+    :param ram: bytes of main memory for KV that leaves the engine; ``None``: as :func:`ram_budget` says.
     :param allow_fake: serve models named ``fake…`` by the engine without native code.
     """
 
@@ -62,6 +64,7 @@ class NodeConfig(Struct, frozen=True, kw_only=True):
     idle_ttl: float = 300.0
     threads: int = 0
     sequences: int = SEQUENCES
+    ram: int | None = None
     allow_fake: bool = False
 
 
@@ -188,6 +191,7 @@ class Node:
             context=resident.plan.context if resident else 0,
             cells=resident.plan.cells if resident else 0,
             cells_used=self._registry.cells_used,
+            ram_used=self._registry.ram_used,
             engine=EngineStatus(
                 pid=resident.engine.pid, backend=resident.model.type, build=resident.hello.build, rss=rss[1]
             )
@@ -360,6 +364,7 @@ class Node:
                     self.config.sequences,
                     threads=self.config.threads,
                     gpu_layers=plan.gpu_layers,
+                    ram=await self._ram(plan),
                 )
             )
         except BaseException:
@@ -384,6 +389,11 @@ class Node:
             device=device.name if device is not None else "cpu",
             gpu_layers=-1 if device is not None else 0,
         )
+
+    async def _ram(self, plan: Plan) -> int:
+        if self.config.ram is not None:
+            return self.config.ram
+        return ram_budget((await asyncio.to_thread(free_memory)).free, plan)
 
     async def _known_devices(self, backend: str) -> tuple[Device, ...]:
         """The engine knows the devices: ask one that was started before, or one started for the question."""

@@ -196,6 +196,8 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     """The node, readable at any time, during loads and decodes too.
 
     :param generation: grows at each load. :param idle_ttl: seconds without use until the engine exits; 0 never.
+    :param cells_used: of the engine's KV, those that sessions share counted once.
+    :param ram_used: bytes of KV that left the engine and can come back without being computed.
     :param clients: those that called over a wire within the last minute.
     """
 
@@ -215,6 +217,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     context: int = 0
     cells: int = 0
     cells_used: int = 0
+    ram_used: int = 0
     engine: EngineStatus | None = None
     sessions: int = 0
     active: int = 0

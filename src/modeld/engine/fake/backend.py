@@ -146,16 +146,25 @@ class FakeBackend:
         """The tokens that a sequence holds."""
         return [cell[0] for _, cell in sorted(self._cells.get(sequence, {}).items())]
 
-    def save(self, sequence: int) -> bytes:
-        """The cells as text."""
-        return "".join(map(chr, self.tape(sequence))).encode("utf-8", "surrogatepass")
+    def save(self, sequence: int, start: int = 0, end: int = -1) -> bytes:
+        """Position and text of the cells."""
+        held = self.tape(sequence)[start : None if end < 0 else end]
+        return f"{start}:{''.join(map(chr, held))}".encode("utf-8", "surrogatepass")
 
-    def restore(self, sequence: int, state: bytes) -> bool:
-        """The cells from text."""
+    def restore(self, sequence: int, state: bytes, start: int = 0, end: int = -1) -> bool:
+        """The cells from text; like a native library it needs room for all of them, wanted or not."""
         try:
-            self._cells[sequence] = {i: [ord(rune)] for i, rune in enumerate(state.decode("utf-8", "surrogatepass"))}
-        except UnicodeDecodeError:
+            first, _, text = state.decode("utf-8", "surrogatepass").partition(":")
+            saved = {position: [ord(rune)] for position, rune in enumerate(text, int(first))}
+        except ValueError:
             return False
+        if self.used() + len(saved) > self._limit:
+            return False
+        cells = self._cells.setdefault(sequence, {})
+        for position, cell in saved.items():
+            if position >= start and (end < 0 or position < end):
+                assert position not in cells, f"sequence {sequence} holds position {position} twice"
+                cells[position] = cell
         return True
 
     def request_abort(self) -> None:

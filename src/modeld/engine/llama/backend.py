@@ -143,9 +143,9 @@ class LlamaBackend:
         """Mark the source's cells as the target's too."""
         self._n.llama_memory_seq_cp(self._memory, source, target, start, end)
 
-    def save(self, sequence: int) -> bytes:
+    def save(self, sequence: int, start: int = 0, end: int = -1) -> bytes:
         """The state of a sequence, always written as that of the scratch sequence: the bytes name their sequence."""
-        self.share(sequence, self._scratch)
+        self.share(sequence, self._scratch, start, end)
         try:
             return self._read(self._scratch)
         finally:
@@ -157,14 +157,14 @@ class LlamaBackend:
         written = self._n.llama_state_seq_get_data(self._context, buffer, size, sequence)
         return bytes(memoryview(buffer)[:written])
 
-    def restore(self, sequence: int, state: bytes) -> bool:
+    def restore(self, sequence: int, state: bytes, start: int = 0, end: int = -1) -> bool:
         """``llama_state_seq_set_data``, then read back: only a state that reads back equal counts as restored."""
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
         try:
             read = self._n.llama_state_seq_set_data(self._context, buffer, len(state), self._scratch)
             if read != len(state) or self._read(self._scratch) != state:
                 return False
-            self.share(self._scratch, sequence)
+            self.share(self._scratch, sequence, start, end)
             return True
         finally:
             self.remove(self._scratch, 0)

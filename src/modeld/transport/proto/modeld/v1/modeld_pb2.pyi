@@ -803,7 +803,7 @@ class EngineStatus(_message.Message):
     def __init__(self, pid: _Optional[int] = ..., backend: _Optional[str] = ..., build: _Optional[str] = ..., rss: _Optional[int] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("instance_id", "epoch", "pid", "version", "data_root", "endpoints", "state", "generation", "uptime", "idle_ttl", "rss", "model", "digest", "context", "cells", "cells_used", "engine", "sessions", "active", "idle_seconds", "last_error", "clients")
+    __slots__ = ("instance_id", "epoch", "pid", "version", "data_root", "endpoints", "state", "generation", "uptime", "idle_ttl", "rss", "model", "digest", "context", "cells", "cells_used", "engine", "sessions", "active", "idle_seconds", "last_error", "clients", "ram_used")
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -826,6 +826,7 @@ class NodeStatus(_message.Message):
     IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
     CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    RAM_USED_FIELD_NUMBER: _ClassVar[int]
     instance_id: str
     epoch: int
     pid: int
@@ -848,7 +849,8 @@ class NodeStatus(_message.Message):
     idle_seconds: float
     last_error: str
     clients: _containers.RepeatedCompositeFieldContainer[ClientInfo]
-    def __init__(self, instance_id: _Optional[str] = ..., epoch: _Optional[int] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., data_root: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., generation: _Optional[int] = ..., uptime: _Optional[float] = ..., idle_ttl: _Optional[float] = ..., rss: _Optional[int] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., context: _Optional[int] = ..., cells: _Optional[int] = ..., cells_used: _Optional[int] = ..., engine: _Optional[_Union[EngineStatus, _Mapping]] = ..., sessions: _Optional[int] = ..., active: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., last_error: _Optional[str] = ..., clients: _Optional[_Iterable[_Union[ClientInfo, _Mapping]]] = ...) -> None: ...
+    ram_used: int
+    def __init__(self, instance_id: _Optional[str] = ..., epoch: _Optional[int] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., data_root: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., generation: _Optional[int] = ..., uptime: _Optional[float] = ..., idle_ttl: _Optional[float] = ..., rss: _Optional[int] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., context: _Optional[int] = ..., cells: _Optional[int] = ..., cells_used: _Optional[int] = ..., engine: _Optional[_Union[EngineStatus, _Mapping]] = ..., sessions: _Optional[int] = ..., active: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., last_error: _Optional[str] = ..., clients: _Optional[_Iterable[_Union[ClientInfo, _Mapping]]] = ..., ram_used: _Optional[int] = ...) -> None: ...
 
 class ClientInfo(_message.Message):
     __slots__ = ("pid", "program", "address", "calls", "idle_seconds")

@@ -329,3 +329,17 @@ def test_step_that_fails_ends_only_the_session_to_blame() -> None:
     assert engine.steps(1000)
     assert isinstance(engine.replies[-1], Failed)
     assert engine.replies[-1].code == "session_fatal"
+
+
+def test_who_waits_for_a_prompt_that_is_cancelled_goes_on_alone() -> None:
+    engine = Engine(structs.replace(LOAD, cells=2000, window=1000))
+    talk = (Message("user", "x" * 300),)
+    engine.ask(Turn(1, 1, talk, DecodeOptions(temperature=0)), Turn(2, 2, talk, DecodeOptions(temperature=0)))
+    engine.steps(3)
+    engine.ask(Cancel(1))
+    engine.control.cancel(1)
+    assert engine.steps(1000)
+    ends = {reply.id: decode_result(reply.result, EndPart) for reply in engine.replies if isinstance(reply, Done)}
+    assert {id_: end.finish_reason for id_, end in ends.items()} == {1: "cancelled", 2: "stop"}
+    # What the first had computed was not computed again.
+    assert ends[2].cost().reused == ends[1].cost().resident > 0

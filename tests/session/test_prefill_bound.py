@@ -31,3 +31,26 @@ async def test_agents_side_by_side_prefill_nothing_twice(tmp_path: Path, clients
     # Below the bound it would be the receipts that are wrong.
     computed = prefilled(made)
     assert 0.98 * bound.new <= computed <= 1.02 * bound.new <= 1.02 * bound.prompts
+
+
+@pytest.mark.parametrize("clients", [4, 16])
+async def test_a_quarter_of_the_cells_and_ram_for_the_rest(tmp_path: Path, clients: int) -> None:
+    """What comes back from RAM is not computed again; only what never reached a block is."""
+    for name in ("large", "small"):
+        (tmp_path / name).mkdir()
+    large = Node(NodeConfig(data_root=tmp_path / "large", sequences=2 * clients + 8, ram=0))
+    try:
+        working_set = least_prefill(await run_trace(large, ENGINES["llama"], Trace(clients, seed=1))).cells
+    finally:
+        await large.aclose()
+    small = Node(NodeConfig(data_root=tmp_path / "small", sequences=2 * clients + 8, cells=working_set // 4, ram=10**9))
+    try:
+        made = await run_trace(small, ENGINES["llama"], Trace(clients, seed=1))
+        cells = (await small.status()).cells
+    finally:
+        await small.aclose()
+    # The planner rounds up to 256 cells, and a window has to hold the longest conversation.
+    assert cells <= max(1024, working_set // 4 + 256)
+    receipts = [one.result.receipt for one in made]
+    assert sum(receipt.restored for receipt in receipts) > 0
+    assert prefilled(made) <= 1.05 * least_prefill(made).prompts

@@ -108,6 +108,8 @@ class Job:
         self.stream: Stream | None = None
         # It waits for cells or a sequence id that others hold.
         self.parked = False
+        # It has ended, one way or another.
+        self.over = False
         # Where the answer begins, in tokens and in bytes.
         self.generated_from = self.text_from = 0
         self._frames = 0
@@ -131,15 +133,20 @@ class Job:
     def waits(self) -> bool:
         """Another job computes what this one needs next."""
         leader = self.leader
-        return leader is not None and leader.runnable and not leader.decoding and leader.session.hot < self.common
+        return leader is not None and leader.computing and leader.session.hot < self.common
+
+    @property
+    def computing(self) -> bool:
+        """Its prompt makes progress: neither done, nor given up, nor held up."""
+        return self.runnable and not self.decoding and not self.over
 
     def lost_kv(self, why: ReuseReason) -> None:
         """What it reused was taken from it and is computed again: its receipt must not say otherwise."""
+        self.warm = True
         lost = self.reused + self.restored
         if lost:
             self.dropped += lost
             self.reused = self.restored = 0
-            self.warm = True
             self.stop = ReuseStop(reason=why, detail=f"the KV of {lost} tokens was taken while the call ran")
 
     @property

@@ -135,9 +135,11 @@ class Pool:
             if not self.give_sequence(session):
                 raise AssertionError("no sequence id, though there was one")
             if own < session.hot and not self._leave_branch(session, own):
+                self._save_all(session.sequence, BRANCH_WEIGHT)
                 self.cut(session, own)
             return session.hot
         if session.sequence is not None and not self._leave_branch(session, 0):
+            self._save_all(session.sequence, BRANCH_WEIGHT)
             self.release(session)
         self._move(session, donor, found)
         return session.hot
@@ -269,6 +271,13 @@ class Pool:
             return 0
         self.extended(session, list(ids[at:stop]))
         return stop - at
+
+    def fits(self, busy: Sequence[EngineSession], ids: Sequence[int], more: int) -> bool:
+        """Whether ``ids`` and ``more`` cells fit beside what busy sessions hold. Everybody else's can leave."""
+        if not self._backend.shares:
+            return True
+        held = self._tree.held_by({s.sequence for s in busy if s.sequence is not None})
+        return held + len(ids) - self._tree.match(ids)[0] + more <= self._cells
 
     def tape(self, session: EngineSession) -> Tape:
         """What changed on the session's tape since this was last asked. An evicted tape is not a changed one."""

@@ -127,6 +127,16 @@ class PrefixTree:
         if node is not self._root:
             self._ends[sequence] = node
 
+    def held_by(self, sequences: set[int]) -> int:
+        """Cells that at least one of ``sequences`` holds."""
+        seen: set[_Node] = set()
+        for sequence in sequences:
+            node: _Node | None = self._ends.get(sequence, self._root)
+            while node is not None and node not in seen:
+                seen.add(node)
+                node = node.parent
+        return sum(len(node.tokens) for node in seen)
+
     def alone(self, sequence: int) -> int:
         """Cells that only this sequence holds."""
         node, count = self._ends.get(sequence, self._root), 0

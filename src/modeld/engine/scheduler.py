@@ -57,6 +57,9 @@ STALL_SECONDS = 0.1
 REST_SECONDS = 1.0
 """How long a session has rested before its KV is copied to RAM beside running streams; else it waits for a pause."""
 
+ANSWER_CELLS = 64
+"""What an answer that has begun is expected to need still, when another job asks to start beside it."""
+
 MIN_CHUNK = 16
 MIN_SHARE = 64
 """Tokens of one prompt in a step at least: smaller pieces waste the matrix products."""
@@ -178,12 +181,29 @@ class Scheduler:
             self._starved.append(session)
         else:
             try:
-                self._start(job)
+                if not job.target:
+                    self._prompts.prepare(job)
+                if self._admits(job):
+                    self._start(job)
+                else:
+                    self._starved.append(session)
             except ModeldError as error:
                 self._fail(job, error)
 
+    def _admits(self, job: Job) -> bool:
+        """Whether the job's cells fit beside those of the jobs that run: else they would take them from each other.
+
+        A stream whose reader takes nothing gives way.
+        """
+        while running := [other for other in self._active if other.session.sequence is not None]:
+            future = sum(len(other.remaining) + ANSWER_CELLS for other in running)
+            if self._pool.fits([other.session for other in running], job.target, future + ANSWER_CELLS):
+                break
+            if not self._preempt(self._stalled()):
+                return False
+        return True
+
     def _start(self, job: Job) -> None:
-        self._prompts.prepare(job)
         session = job.session
         job.started = monotonic()
         if job.keeps_tail:
@@ -520,6 +540,7 @@ class Scheduler:
     def _leave(self, job: Job) -> None:
         """The job is over: its session's next one may start, and those that wait for room may try again."""
         session = job.session
+        job.over = True
         if job in self._active:
             self._active.remove(job)
         if job.stream is not None:

@@ -190,6 +190,7 @@ def make_plan(
     reclaimable: int = 0,
     device: str = "cpu",
     gpu_layers: int = 0,
+    most: int = AUTO_CELLS,
 ) -> Plan:
     """Say whether a model fits, and with how many cells.
 
@@ -197,7 +198,7 @@ def make_plan(
     in full. The plan's ``free`` includes ``reclaimable``. Where it does not fit, the plan holds the numbers of the
     least that would satisfy the request, one sentence why, and up to two alternatives that do fit now.
 
-    :param request: tokens that a session must hold; 0 takes up to 32,768 cells, as many as fit.
+    :param request: tokens that a session must hold; 0 takes up to ``most`` cells, as many as fit.
     :param free: bytes free now on ``device``. :param reclaimable: bytes that unloading the resident model would add.
     :param sequences: sessions that compute at the same time; each costs a row of logits.
     :raises NotSupportedError: this model cannot have a KV cache of ``kv_type``.
@@ -209,7 +210,7 @@ def make_plan(
     memory = _Memory(header, max(free + reclaimable - reserve, 0), sequences)
     unknown = _unknown_memory(header)
     trained = header.context_length
-    fitting = 0 if unknown else memory.most_cells(kv_type, AUTO_CELLS)
+    fitting = 0 if unknown else memory.most_cells(kv_type, most)
     cells = max(padded(request), fitting, memory.least_cells)
     kv = 0 if unknown else kv_bytes(header, cells, kv_type)
     overhead = overhead_bytes(header, cells, sequences)

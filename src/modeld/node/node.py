@@ -23,7 +23,7 @@ from modeld.errors import (
     StaleEpochError,
     StaleGenerationError,
 )
-from modeld.node.capacity import MemoryState, free_memory, make_plan, ram_budget, require
+from modeld.node.capacity import AUTO_CELLS, MemoryState, free_memory, make_plan, ram_budget, require
 from modeld.node.device import DeviceKeeper
 from modeld.node.engine_process import EngineProcess, EngineStream, start_engine
 from modeld.node.session import Bound, NodeSession, RequestMaker
@@ -56,6 +56,7 @@ class NodeConfig(Struct, frozen=True, kw_only=True):
     :param idle_ttl: seconds without use until the engine process exits; 0 never.
     :param threads: of the engine; 0 is its own choice.
     :param sequences: conversations whose KV the engine holds at a time.
+    :param cells: tokens of KV in the engine, at most, where no session asks for more.
     :param ram: bytes of main memory for KV that leaves the engine; ``None``: as :func:`ram_budget` says.
     :param allow_fake: serve models named ``fake…`` by the engine without native code.
     """
@@ -64,6 +65,7 @@ class NodeConfig(Struct, frozen=True, kw_only=True):
     idle_ttl: float = 300.0
     threads: int = 0
     sequences: int = SEQUENCES
+    cells: int = AUTO_CELLS
     ram: int | None = None
     allow_fake: bool = False
 
@@ -388,6 +390,7 @@ class Node:
             reclaimable=resident.plan.required if resident is not None else 0,
             device=device.name if device is not None else "cpu",
             gpu_layers=-1 if device is not None else 0,
+            most=self.config.cells,
         )
 
     async def _ram(self, plan: Plan) -> int:

@@ -119,3 +119,15 @@ def test_a_key_that_the_vendor_quotes_is_masked(key: str) -> None:
 
 def test_a_long_page_is_cut() -> None:
     assert len(failure_error("x", "m", Failure(message="x" * 10**6, status=500), {}).message) < 700
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "API key not valid. Please pass a valid API key.",
+        "The key of this project expired yesterday",
+        "Incorrect API key provided: see https://platform.openai.com/account/api-keys",
+    ],
+)
+def test_ordinary_words_about_keys_stay(said: str) -> None:
+    assert said in failure_error("x", "m", Failure(message=said, status=401), {}).message

@@ -55,6 +55,7 @@ async def test_a_model_that_cannot_be_looked_up_is_listed_without_its_facts() ->
     assert models["qwen3:8b"].capabilities.can_chat
     assert models["qwen3:8b"].context_length == 0
     assert set(models["qwen3:8b"].evidence) == {"display_name"}
+    assert models["qwen3:8b"].meta["error"].startswith("not looked up: ")
     assert models["gpt-oss:20b"].evidence["can_think"] == "named"
     assert models["llama3.2:3b"].context_length == 131072
 

@@ -15,6 +15,7 @@ from modeld import (
     InvalidRequestError,
     Message,
     NotSupportedError,
+    QuotaError,
     RefusedError,
     StreamPart,
     TextPart,
@@ -268,3 +269,23 @@ async def test_cancelling_while_the_first_part_is_awaited_closes_the_generator(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert closed.is_set()
+
+
+async def test_an_error_says_which_of_two_backends_it_was(make_wire: Callable) -> None:
+    wire, catalog = make_wire(name="cloud", retry=ONCE)
+    client = await catalog.provider_for("m").chat_client()
+    for failure in (KeyError("odd"), QuotaError("nothing left")):
+        wire.failures = [failure]
+        with pytest.raises(BackendError, match=r"^cloud: ") as caught:
+            await client.chat(ASK)
+        assert caught.value.details["backend_id"] == "cloud"
+
+
+async def test_a_message_that_no_backend_takes_is_not_sent(make_wire: Callable) -> None:
+    wire, catalog = make_wire()
+    client = await catalog.provider_for("m").chat_client()
+    with pytest.raises(InvalidRequestError, match="developer"):
+        await client.chat([Message("developer", "x"), *ASK])  # type: ignore[arg-type]
+    with pytest.raises(NotSupportedError, match="system message"):
+        await client.chat([Message("system", "x", images=(ImagePart(b"x", "image/png"),)), *ASK])
+    assert wire.calls == []

@@ -88,7 +88,8 @@ def resolve(reference: str, data_root: Path) -> str:
         case _:
             return ""
     if found is None:
-        raise _missing(reference, "it is not there")
+        where = f"the environment of this process ({os.getpid()}) has no {rest}" if kind == "env" else "it is not there"
+        raise _missing(reference, where)
     try:
         return check_secret(found)
     except InvalidRequestError as error:

@@ -189,7 +189,9 @@ class AnthropicWire(Wire):
             return DeadlineExceededError("anthropic did not answer in time; the request was closed", **about)
         if isinstance(error, anthropic.APIConnectionError | httpx2.TransportError):
             why = masked(str(error.__cause__ or error))[:200] or type(error).__name__
-            return BackendUnavailableError(f"anthropic at {self.base_url}: {why}", retry_after=None, **about)
+            return BackendUnavailableError(
+                f"anthropic does not answer at {self.base_url}: {why}", retry_after=None, **about
+            )
         if isinstance(error, msgspec.DecodeError | UnicodeDecodeError | httpx2.DecodingError):
             return BackendProtocolError(f"an answer of anthropic could not be understood: {error}", **about)
         return BackendError(f"anthropic: {type(error).__name__}: {masked(str(error))[:500]}", status=0, **about)

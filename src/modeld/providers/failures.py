@@ -81,7 +81,7 @@ _WORDS: Final = {
     QuotaError: "nothing left on the account",
     BackendUnavailableError: "not available now",
     ContextOverflowError: "the conversation does not fit",
-    ModelNotFoundError: "no such model",
+    ModelNotFoundError: "no such model, or the base URL is not the root of the service",
     InvalidRequestError: "the request was not taken",
 }
 
@@ -172,7 +172,7 @@ def is_http(url: str) -> bool:
 
 def masked(text: str) -> str:
     """``text`` without what looks like a key: vendors quote parts of the key they refuse."""
-    return re.sub(r"\b(?:sk|key|pk|AIza|Bearer)[-_ A-Za-z0-9*.]{8,}", "[key]", text)
+    return re.sub(r"\bBearer \S{8,}|\b(?:sk|key|pk)[-_][-\w*.]{8,}|\bAIza[-\w*]{8,}", "[key]", text)
 
 
 def _request_id(headers: Mapping[str, str]) -> str:

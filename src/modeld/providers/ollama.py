@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from modeld.errors import (
     BackendError,
@@ -159,8 +159,10 @@ class OllamaWire(Wire):
                 async with limit:
                     try:
                         shown = await self._show(connection, name)
-                    except Exception:
-                        return observed(tag, None)
+                    except Exception as error:
+                        reason = error.message if isinstance(error, ModeldError) else f"{type(error).__name__}: {error}"
+                        listed = observed(tag, None)
+                        return structs.replace(listed, meta={**listed.meta, "error": f"not looked up: {reason}"})
                     self._cards[name] = make_card(name, shown)
                     return observed(tag, shown)
 

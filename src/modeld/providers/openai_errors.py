@@ -46,7 +46,9 @@ def sdk_error(error: Exception, place: Place, codes: Codes) -> ModeldError:
         return DeadlineExceededError(f"{place.backend} did not answer in time; the request was closed", **about)
     if isinstance(error, openai.APIConnectionError | httpx2.TransportError):
         why = masked(str(error.__cause__ or error))[:200] or type(error).__name__
-        return BackendUnavailableError(f"{place.backend} at {place.base_url}: {why}", retry_after=None, **about)
+        return BackendUnavailableError(
+            f"{place.backend} does not answer at {place.base_url}: {why}", retry_after=None, **about
+        )
     if isinstance(error, msgspec.DecodeError | httpx2.DecodingError | openai.APIResponseValidationError):
         return BackendProtocolError(f"an answer of {place.backend} could not be understood: {error}", **about)
     if isinstance(error, openai.APIError):

@@ -52,12 +52,14 @@ _ALIASES: Final = {"local": "llama", "vertex": "vertex-google"}
 class CatalogOptions(Struct, frozen=True, kw_only=True):
     """What a backend is built with.
 
+    :param name: what the backend was registered as; errors say it where it is not the type.
     :param http_client: for listing and execution alike; of the library the vendor's SDK is built on (``httpx2`` for
         ``openai``, ``anthropic`` and ``google-genai``, ``httpx`` for ``ollama``). It stays the caller's: it is not
         closed.
     :param service: opens the node that executes ``llama`` and ``openvino`` models; ``None``: the data root's.
     """
 
+    name: str = ""
     http_client: Any = None
     tracker: Tracker = field(default_factory=NoopTracker)
     retry: RetryPolicy = RetryPolicy()

@@ -62,7 +62,7 @@ class Daemon:
         if not id:
             raise InvalidRequestError("a backend needs an id", parameter="id")
         options = CatalogOptions(
-            http_client=http_client, tracker=tracker or NoopTracker(), retry=retry or RetryPolicy()
+            name=id, http_client=http_client, tracker=tracker or NoopTracker(), retry=retry or RetryPolicy()
         )
         # In a thread: entry points are read from the disk.
         catalog = await asyncio.to_thread(self._factory.new_catalog_provider, spec, options)

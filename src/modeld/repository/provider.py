@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Any, Final, NoReturn, Self, overload
+from typing import Any, Final, NoReturn, Self, get_args, overload
 
 from msgspec import DecodeError, structs
 
@@ -33,11 +33,20 @@ from modeld.types import (
     EndPart,
     Message,
     PartsJoiner,
+    Role,
     StreamPart,
     TextPart,
     ToolCallStart,
     WarningPart,
 )
+
+_SAYS: Final = {
+    "declared": "its listing says so",
+    "probed": "a request showed it",
+    "measured": "it was measured",
+    "named": "our table of models says so",
+}
+ROLES: Final = get_args(Role)
 
 MIN_KEY: Final = 8
 """Characters of a key from which on it is looked for in errors."""
@@ -308,6 +317,12 @@ class WireClient:
         config = config_of(config, options)
         if not all(isinstance(message, Message) for message in messages):
             raise InvalidRequestError("a conversation is a list of Message", parameter="messages")
+        for message in messages:
+            if message.role not in ROLES:
+                roles = ", ".join(ROLES)
+                raise InvalidRequestError(f"a message's role is one of {roles}, not {message.role!r}", parameter="role")
+            if message.images and message.role == "system":
+                raise NotSupportedError("no backend takes images in a system message", feature="images")
         if not messages or not any(m.content or m.images or m.tool_calls for m in messages if m.role != "system"):
             raise InvalidRequestError("a conversation needs a message that is not empty", parameter="messages")
         check_options(self._wire.type, self._wire.rules, config)
@@ -328,8 +343,9 @@ class WireClient:
             raise NotSupportedError(f"{self._wire.type} takes no images: {rule.note}", feature=feature)
         known = flag in self._model.evidence
         if wanted and known and not getattr(self._wire.capabilities(self._model), flag):
+            why = _SAYS[self._model.evidence[flag]]
             raise NotSupportedError(
-                f"{self._model.name} of {self._wire.type} has no {feature} (evidence: {self._model.evidence[flag]})",
+                f"{self._model.name} of {self._wire.type} has no {feature} ({why}); leave it out",
                 feature=feature,
                 backend=self._wire.type,
                 model=self._model.name,
@@ -536,13 +552,17 @@ def _typed(wire: Wire, model: str) -> Any:
 
 def _raise_typed(wire: Wire, model: str, error: Exception) -> NoReturn:
     typed = error if isinstance(error, ModeldError) else _ours(wire, model, error)
+    name = wire.options.name
+    if name and name != wire.type and "backend_id" not in typed.details:
+        # Of two backends of one type it has to be known which one it was.
+        typed = type(typed)(f"{name}: {typed.message}", **{**typed.details, "backend_id": name})
     key = wire.spec.api_key.strip()
     # Servers and proxies quote the key they refuse. A shorter one would be found in ordinary words.
     if len(key) >= MIN_KEY and key in f"{typed.message}{typed.details}{error}":
         details = {name: v.replace(key, "[key]") if isinstance(v, str) else v for name, v in typed.details.items()}
         raise type(typed)(typed.message.replace(key, "[key]"), **details) from None
-    if typed is error:
-        raise typed
+    if isinstance(error, ModeldError):
+        raise typed from error.__cause__
     raise typed from error
 
 

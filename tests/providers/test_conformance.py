@@ -45,8 +45,9 @@ from modeld import (
     ToolCallStart,
 )
 from modeld.repository import CatalogOptions, RetryPolicy, new_catalog_provider
+from modeld.repository.client import WireClient
 from modeld.repository.options import OPTIONS
-from modeld.repository.provider import WireCatalog, WireClient
+from modeld.repository.provider import WireCatalog
 from modeld.repository.tracker import Attribute
 from modeld.testing.server import Answer, FakeServer, Fault
 from modeld.thinking import LEVELS

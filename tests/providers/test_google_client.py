@@ -21,7 +21,7 @@ from modeld import (
     Usage,
 )
 from modeld.repository import BackendSpec, CatalogOptions, RetryPolicy, new_catalog_provider
-from modeld.repository.provider import WireClient
+from modeld.repository.client import WireClient
 from modeld.testing.google import FakeGemini
 from modeld.testing.server import Answer, Fault
 

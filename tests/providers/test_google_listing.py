@@ -10,7 +10,7 @@ import pytest
 
 from modeld import BackendProtocolError, NotSupportedError
 from modeld.repository import BackendSpec, CatalogOptions, CatalogProvider, RetryPolicy, new_catalog_provider
-from modeld.repository.provider import WireClient
+from modeld.repository.client import WireClient
 from modeld.testing.google import MODELS, FakeGemini, FakeVertex
 
 pytestmark = pytest.mark.anyio

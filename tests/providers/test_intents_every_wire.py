@@ -23,7 +23,8 @@ from modeld import (
     ToolCall,
 )
 from modeld.repository import CatalogOptions, RetryPolicy, new_catalog_provider
-from modeld.repository.provider import WireCatalog, WireClient
+from modeld.repository.client import WireClient
+from modeld.repository.provider import WireCatalog
 from modeld.testing.server import Answer, FakeServer, Fault
 from support.providers import ProviderCase, provider_cases
 

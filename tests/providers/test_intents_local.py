@@ -14,7 +14,7 @@ from modeld.node.node import Node, NodeConfig
 from modeld.providers.llama import LlamaWire
 from modeld.providers.openvino import OpenvinoWire
 from modeld.repository import CatalogOptions, RetryPolicy
-from modeld.repository.provider import WireClient
+from modeld.repository.client import WireClient
 from modeld.session import ModelService
 
 pytestmark = pytest.mark.anyio

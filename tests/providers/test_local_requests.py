@@ -10,7 +10,7 @@ from modeld import BackendSpec, ContextOverflowError, DecodeOptions, Message, Mo
 from modeld.providers.llama import LlamaWire
 from modeld.providers.node_wire import NODE_RULES, REMEMBERED, SESSION_TTL, WORKSPACE, Tapes
 from modeld.repository import CatalogOptions, RetryPolicy
-from modeld.repository.provider import WireClient
+from modeld.repository.client import WireClient
 from modeld.repository.values import ObservedModel
 from modeld.session import ModelService
 

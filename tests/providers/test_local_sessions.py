@@ -29,7 +29,7 @@ from modeld.node.node import Node, NodeConfig
 from modeld.providers.llama import Found, LlamaWire, LocalWire
 from modeld.providers.node_wire import WORKSPACE, NodeWire
 from modeld.repository import CatalogOptions, RetryPolicy
-from modeld.repository.provider import WireClient
+from modeld.repository.client import WireClient
 from modeld.session import ModelService
 from modeld.transport.host import HostConfig, hosted
 from support.engines import ENGINES, EngineCase

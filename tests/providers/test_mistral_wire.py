@@ -27,8 +27,9 @@ from modeld.providers.chat_completions import ChatCodec
 from modeld.providers.chat_decoder import ChatDecoder
 from modeld.providers.compatible import MISTRAL
 from modeld.repository import BackendSpec, CatalogOptions, RetryPolicy, new_catalog_provider
+from modeld.repository.client import WireClient
 from modeld.repository.names import ToolNames
-from modeld.repository.provider import WireCatalog, WireClient
+from modeld.repository.provider import WireCatalog
 from modeld.testing.mistral import CHAT_MODEL, EMBED_MODEL, NATIVE_MODEL, OCR_MODEL, THINKING_MODEL, FakeMistral
 from modeld.testing.server import Answer, Fault
 from modeld.types import PartsJoiner

@@ -29,7 +29,8 @@ from modeld.node.store import bundled_path
 from modeld.providers import modeld as module
 from modeld.providers.modeld import ModeldWire, parse_address
 from modeld.repository import CatalogOptions, CatalogProvider, RetryPolicy, new_catalog_provider
-from modeld.repository.provider import WireCatalog, WireClient
+from modeld.repository.client import WireClient
+from modeld.repository.provider import WireCatalog
 from modeld.transport.grpc.client import RemoteNode
 from modeld.transport.host import HostConfig, hosted
 from modeld.transport.security import own_pin, read_token

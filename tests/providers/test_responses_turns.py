@@ -16,7 +16,8 @@ from modeld import (
     ToolCall,
 )
 from modeld.repository import BackendSpec, CatalogOptions, RetryPolicy, new_catalog_provider
-from modeld.repository.provider import WireCatalog, WireClient
+from modeld.repository.client import WireClient
+from modeld.repository.provider import WireCatalog
 from modeld.testing.openai import FakeOpenAI
 from modeld.testing.responses_requests import sealed
 from modeld.testing.server import Answer

@@ -25,7 +25,8 @@ from modeld import (
     ToolCall,
 )
 from modeld.repository import BackendSpec, CatalogOptions, RetryPolicy, new_catalog_provider
-from modeld.repository.provider import WireCatalog, WireClient
+from modeld.repository.client import WireClient
+from modeld.repository.provider import WireCatalog
 from modeld.testing.server import Answer, Fault
 from modeld.testing.vllm_wire import CHAT_MODEL, OSS_MODEL, THINKING_MODEL, FakeVLLM
 from modeld.types import EndPart, Usage

@@ -10,7 +10,7 @@ import pytest
 
 from modeld.errors import CancelledError, InvalidRequestError
 from modeld.repository.connections import Connections
-from modeld.repository.provider import WireStream
+from modeld.repository.stream import WireStream
 from modeld.repository.wire import Call
 from modeld.types import Message, StreamPart, TextPart
 

@@ -31,9 +31,9 @@ from modeld.node.backends import (
 )
 from modeld.node.secrets import check_secret
 from modeld.repository.catalog import CatalogOptions, default_catalog_factory
+from modeld.repository.client import WireClient
 from modeld.repository.contract import AnswerStream, CatalogProvider, Provider
 from modeld.repository.daemon import Daemon
-from modeld.repository.provider import WireClient
 from modeld.repository.values import BackendSpec, EmbedResult, ObservedModel
 from modeld.session.contract import ModelService
 from modeld.types import ChatConfig, ChatResult, Message

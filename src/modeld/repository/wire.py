@@ -1,7 +1,7 @@
 """What a module of :mod:`modeld.providers` implements: one vendor's wire, and nothing else.
 
 Clients, option checks, deadlines, retries, tracking and joining are written once, in
-:mod:`modeld.repository.provider`.
+:mod:`modeld.repository.client` and its neighbours.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import grpc
 
 from modeld.errors import CancelledError, InvalidRequestError, ModeldError
 from modeld.node.backends import ConfiguredBackend
-from modeld.repository.provider import config_of
+from modeld.repository.client import config_of
 from modeld.repository.values import EmbedResult, ObservedModel
 from modeld.session.streams import BatchedStream
 from modeld.transport.convert import frame_from_bytes

@@ -38,6 +38,7 @@ from modeld.engine.protocol import (
     Turn,
     encode_result,
 )
+from modeld.engine.room import Room
 from modeld.engine.session import EngineSession, shared_length
 from modeld.errors import CancelledError, CapacityError, EngineProtocolError, ModeldError, SessionFatalError
 from modeld.session.manifest import Manifest, token_hash
@@ -56,9 +57,6 @@ STALL_SECONDS = 0.1
 
 REST_SECONDS = 1.0
 """How long a session has rested before its KV is copied to RAM beside running streams; else it waits for a pause."""
-
-ANSWER_CELLS = 64
-"""What an answer that has begun is expected to need still, when another job asks to start beside it."""
 
 MIN_CHUNK = 16
 MIN_SHARE = 64
@@ -93,6 +91,7 @@ class Scheduler:
         self._control = control
         self._pool = Pool(backend, load, send)
         self._active: list[Job] = []
+        self._room = Room(self._pool, self._active, shares=backend.shares)
         # Sessions whose first job may be started now, and those for which there was no sequence id.
         self._fresh: list[EngineSession] = []
         self._starved: list[EngineSession] = []
@@ -122,7 +121,7 @@ class Scheduler:
                 return
             for job in self._active:
                 self._flush(job)
-            if self._stalled() is not None and (self._starved or any(job.parked for job in self._active)):
+            if self._room.stalled() is not None and (self._starved or any(job.parked for job in self._active)):
                 # Who waits for room need not wait for a reader that takes nothing.
                 self._try_again()
                 continue
@@ -177,31 +176,18 @@ class Scheduler:
             self._fail(job, SessionFatalError(f"{session.fatal}; open the session again to start anew"))
         elif not job.computes:
             self._administer(job)
-        elif not self._may_compute(session, newcomer=True):
+        elif not self._room.may_compute(session, newcomer=True):
             self._starved.append(session)
         else:
             try:
                 if not job.target:
                     self._prompts.prepare(job)
-                if self._admits(job):
+                if self._room.admits(job):
                     self._start(job)
                 else:
                     self._starved.append(session)
             except ModeldError as error:
                 self._fail(job, error)
-
-    def _admits(self, job: Job) -> bool:
-        """Whether the job's cells fit beside those of the jobs that run: else they would take them from each other.
-
-        A stream whose reader takes nothing gives way.
-        """
-        while running := [other for other in self._active if other.session.sequence is not None]:
-            future = sum(len(other.remaining) + ANSWER_CELLS for other in running)
-            if self._pool.fits([other.session for other in running], job.target, future + ANSWER_CELLS):
-                break
-            if not self._preempt(self._stalled()):
-                return False
-        return True
 
     def _start(self, job: Job) -> None:
         session = job.session
@@ -228,7 +214,7 @@ class Scheduler:
             seed = self._prompts.seed(options)
             sampler = self._backend.sampler(options, seed, job.target)
             job.stream = Stream(options, seed, job.request.credit, sampler, self._prompts.parser(job))
-        self._follow(job)
+        self._room.follow(job)
         self._active.append(job)
         if job.stream is None and not job.remaining:
             self._prefilled(job)
@@ -254,12 +240,12 @@ class Scheduler:
         """The next batch: streams first, a token each, then prompts in the order they came."""
         ready = []
         for job in [job for job in self._active if job.runnable]:
-            if not self._may_compute(job.session):
+            if not self._room.may_compute(job.session):
                 job.parked = True
             elif not job.waits:
                 if job.session.sequence is None or job.leader is not None:
-                    self._seat_again(job)
-                if not self._restore(job):
+                    self._room.seat_again(job)
+                if not self._room.restore(job):
                     ready.append(job)
         streams = [job for job in ready if job.next_token is not None]
         budget = self._load.batch
@@ -323,7 +309,7 @@ class Scheduler:
 
         :returns: what to try again with.
         """
-        if self._pool.evict_idle() or self._preempt(self._stalled(without=entries)):
+        if self._pool.evict_idle() or self._room.preempt(self._room.stalled(without=[job for job, _ in entries])):
             return entries
         if len(entries) > 1:
             youngest = max(entries, key=lambda entry: entry[0].started)
@@ -337,7 +323,7 @@ class Scheduler:
                 job.parked = True
                 return []
             # Two that grew side by side: the younger gives its cells back and is computed again afterwards.
-            self._preempt(younger)
+            self._room.preempt(younger)
             return entries
         if job.decoding:
             self._finish(job, "context_full")
@@ -351,64 +337,6 @@ class Scheduler:
                 ),
             )
         return []
-
-    def _may_compute(self, session: EngineSession, *, newcomer: bool = False) -> bool:
-        """Whether there is a sequence id for the session, if need be that of a stream whose reader takes nothing.
-
-        A newcomer does not take the id that one who was preempted waits for.
-        """
-        if session.sequence is not None:
-            return True
-        if newcomer and any(job.runnable and job.session.sequence is None for job in self._active):
-            return False
-        return self._pool.can_give(session) or (self._preempt(self._stalled()) and self._pool.can_give(session))
-
-    def _follow(self, job: Job) -> None:
-        """Find who computes a beginning that the job needs too. Leaders are older, so nobody waits in a circle."""
-        job.leader, job.common = None, 0
-        if job.decoding or not self._backend.shares:
-            return
-        for other in self._active:
-            if other is job:
-                break
-            if not other.decoding:
-                common = shared_length(job.target[: job.reusable], other.target)
-                if common > max(job.common, job.session.hot, other.session.hot):
-                    job.leader, job.common = other, common
-
-    def _seat_again(self, job: Job) -> None:
-        """Its leader has come far enough, or it lost its KV: take what is there now."""
-        before = min(job.session.hot, job.reusable)
-        job.reused += min(self._pool.seat(job.session, job.wanted), job.reusable) - before
-        self._follow(job)
-
-    def _restore(self, job: Job) -> bool:
-        """Bring a block back from RAM, one in a step; ``False``: there is none."""
-        if not job.warm:
-            return False
-        before = min(job.session.hot, job.reusable)
-        if self._pool.restore_next(job.session, job.wanted):
-            job.restored += min(job.session.hot, job.reusable) - before
-            return True
-        job.warm = False
-        if (lost := job.promised - before) > 0 and not job.decoding:
-            detail = f"{lost} tokens that had left the engine could not be brought back"
-            job.stop = job.stop or ReuseStop(reason="evicted", token=before, detail=detail)
-        return False
-
-    def _stalled(self, without: list[Entry] | None = None) -> Job | None:
-        """The youngest stream that holds KV and waits for its reader."""
-        busy = [job for job, _ in without or ()]
-        held = [j for j in self._active if j.stalled and j.session.sequence is not None and j not in busy]
-        return max(held, key=lambda job: job.started, default=None)
-
-    def _preempt(self, job: Job | None) -> bool:
-        """Take a running job's KV; it is computed again when there is room."""
-        if job is None:
-            return False
-        job.lost_kv("evicted")
-        self._pool.evict(job.session)
-        return True
 
     def _try_again(self) -> None:
         """Something changed: who waits for room may look again."""

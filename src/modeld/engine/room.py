@@ -1,0 +1,96 @@
+"""Who of the jobs gets sequence ids and cells, where their beginnings come from, and who gives way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from modeld.engine.job import Job
+from modeld.engine.pool import Pool
+from modeld.engine.session import EngineSession, shared_length
+from modeld.types import ReuseStop
+
+ANSWER_CELLS = 64
+"""What an answer that has begun is expected to need still, when another job asks to start beside it."""
+
+
+class Room:
+    """What running jobs may take of the pool.
+
+    :param active: the jobs that run, in the order of their start; the scheduler's own list.
+    :param shares: beginnings can be shared between sequences.
+    """
+
+    def __init__(self, pool: Pool, active: Sequence[Job], *, shares: bool) -> None:
+        self._pool = pool
+        self._active = active
+        self._shares = shares
+
+    def admits(self, job: Job) -> bool:
+        """Whether the job's cells fit beside those of the jobs that run: else they would take them from each other.
+
+        A stream whose reader takes nothing gives way.
+        """
+        while running := [other for other in self._active if other.session.sequence is not None]:
+            future = sum(len(other.remaining) + ANSWER_CELLS for other in running)
+            if self._pool.fits([other.session for other in running], job.target, future + ANSWER_CELLS):
+                break
+            if not self.preempt(self.stalled()):
+                return False
+        return True
+
+    def may_compute(self, session: EngineSession, *, newcomer: bool = False) -> bool:
+        """Whether there is a sequence id for the session, if need be that of a stream whose reader takes nothing.
+
+        A newcomer does not take the id that one who was preempted waits for.
+        """
+        if session.sequence is not None:
+            return True
+        if newcomer and any(job.runnable and job.session.sequence is None for job in self._active):
+            return False
+        return self._pool.can_give(session) or (self.preempt(self.stalled()) and self._pool.can_give(session))
+
+    def follow(self, job: Job) -> None:
+        """Find who computes a beginning that the job needs too. Leaders are older, so nobody waits in a circle."""
+        job.leader, job.common = None, 0
+        if job.decoding or not self._shares:
+            return
+        for other in self._active:
+            if other is job:
+                break
+            if not other.decoding:
+                common = shared_length(job.target[: job.reusable], other.target)
+                if common > max(job.common, job.session.hot, other.session.hot):
+                    job.leader, job.common = other, common
+
+    def seat_again(self, job: Job) -> None:
+        """Its leader has come far enough, or it lost its KV: take what is there now."""
+        before = min(job.session.hot, job.reusable)
+        job.reused += min(self._pool.seat(job.session, job.wanted), job.reusable) - before
+        self.follow(job)
+
+    def restore(self, job: Job) -> bool:
+        """Bring a block back from RAM, one in a step; ``False``: there is none."""
+        if not job.warm:
+            return False
+        before = min(job.session.hot, job.reusable)
+        if self._pool.restore_next(job.session, job.wanted):
+            job.restored += min(job.session.hot, job.reusable) - before
+            return True
+        job.warm = False
+        if (lost := job.promised - before) > 0 and not job.decoding:
+            detail = f"{lost} tokens that had left the engine could not be brought back"
+            job.stop = job.stop or ReuseStop(reason="evicted", token=before, detail=detail)
+        return False
+
+    def stalled(self, without: Sequence[Job] = ()) -> Job | None:
+        """The youngest stream that holds KV and waits for its reader."""
+        held = [j for j in self._active if j.stalled and j.session.sequence is not None and j not in without]
+        return max(held, key=lambda job: job.started, default=None)
+
+    def preempt(self, job: Job | None) -> bool:
+        """Take a running job's KV; it is computed again when there is room."""
+        if job is None:
+            return False
+        job.lost_kv("evicted")
+        self._pool.evict(job.session)
+        return True

@@ -343,3 +343,16 @@ def test_who_waits_for_a_prompt_that_is_cancelled_goes_on_alone() -> None:
     assert {id_: end.finish_reason for id_, end in ends.items()} == {1: "cancelled", 2: "stop"}
     # What the first had computed was not computed again.
     assert ends[2].cost().reused == ends[1].cost().resident > 0
+
+
+def test_another_tape_of_the_same_length_is_saved_too() -> None:
+    engine = Engine(structs.replace(LOAD, cells=2000, window=1000, ram=10**6))
+    for id_, word in enumerate(("aaaa", "bbbb", "cccc"), 1):
+        engine.ask(Turn(id_, 1, (Message("user", word * 50),), DecodeOptions(temperature=0)))
+        assert engine.steps(1000)
+    pool = engine.scheduler._pool
+    assert pool._warm is not None
+    for word in ("aaaa", "bbbb", "cccc"):
+        prompt = [ord(rune) for rune in rendered((Message("user", word * 50),))]
+        assert pool._warm.length(prompt) == len(prompt)
+    assert pool._branches == {}

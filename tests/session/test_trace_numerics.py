@@ -96,13 +96,15 @@ def said(result: ChatResult) -> tuple[str, str, list[tuple[str, str]], int | Non
     return message.content, message.thinking, calls, result.end.usage.output
 
 
-async def test_what_sixteen_agents_hear_is_what_each_would_hear_alone(tmp_path: Path, cold: Cold) -> None:
-    node = Node(NodeConfig(data_root=tmp_path, sequences=40))
+@pytest.mark.parametrize("cells", [32768, 2304], ids=["all-hot", "a-quarter-hot"])
+async def test_what_sixteen_agents_hear_is_what_each_would_hear_alone(tmp_path: Path, cold: Cold, cells: int) -> None:
+    node = Node(NodeConfig(data_root=tmp_path, sequences=40, cells=cells, ram=10**9))
     try:
         trace = await run_trace(node, ENGINE, Trace(16, seed=1))
     finally:
         await node.aclose()
     held = sum(made.result.receipt.input for made in trace) - prefilled(trace)
+    assert cells > 10_000 or sum(made.result.receipt.restored for made in trace) > prefilled(trace)
     assert held > 10 * prefilled(trace), "or else the answers are cold ones"
     for made in trace:
         prompt, answer, alone = cold.answer(made)

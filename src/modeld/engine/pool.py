@@ -14,6 +14,9 @@ from modeld.engine.warm import WarmBlocks
 MIN_BRANCH = 32
 """Tokens that are worth a sequence id of their own, or a way to RAM and back: computing fewer takes one step."""
 
+COPY_SECONDS = 0.005
+"""How long blocks are copied to RAM between two steps of running streams."""
+
 BRANCH_WEIGHT = 1
 _WEIGHTS = {"main": 1, "subagent": 0, "side": 0}
 
@@ -170,6 +173,9 @@ class Pool:
         old = session.sequence
         if old is None or not self._free or not self._backend.shares or self._tree.alone(old) < MIN_BRANCH:
             return False
+        if self._all_in_ram(old):
+            # Its cells are for what comes now: llama.cpp's attention passes over all up to the last one in use.
+            return False
         self._branches[old] = monotonic()
         session.sequence, session.hot = None, 0
         if keep:
@@ -200,6 +206,9 @@ class Pool:
 
     def cut(self, session: EngineSession, keep: int) -> bool:
         """Cut the KV to ``keep`` tokens. ``False``: this model cannot, and all of it is gone."""
+        if session.sequence is not None and keep < self._tree.length(session.sequence):
+            # What follows may be as long and is something else.
+            self._saved.pop(session.sequence, None)
         if session.sequence is None or self._backend.remove(session.sequence, keep):
             if session.sequence is not None:
                 self._tree.cut(session.sequence, keep)
@@ -213,20 +222,48 @@ class Pool:
 
     # RAM
 
-    def save_next(self, idle: float = 0.0) -> bool:
+    def save_next(self) -> bool:
         """Copy a block of somebody who has nothing to do to RAM, so that it can leave at once when it has to.
 
-        :param idle: seconds without use, at least. :returns: ``False``: all that is worth it is there.
+        :returns: ``False``: all that is worth it is there.
+        """
+        return self._warm is not None and any(self._save_one(*one) for one in self._resting(0.0))
+
+    def thin_out(self, rest: float) -> None:
+        """Beside running streams: copy some blocks to RAM, and let one who has all of it there leave the engine.
+
+        Every cell in use slows every stream, and coming back from RAM costs a copy.
+
+        :param rest: seconds that a session was not used; a branch need not have rested.
         """
         if self._warm is None:
-            return False
-        before = monotonic() - idle
-        resting = [(s.last_used, s.sequence, _weight(s)) for s in self._idle(None) if s.last_used <= before]
-        resting += [(when, sequence, BRANCH_WEIGHT) for sequence, when in self._branches.items() if when <= before]
-        for _, sequence, weight in sorted(resting, key=lambda one: one[0]):
-            if sequence is not None and self._save_one(sequence, weight):
-                return True
-        return False
+            return
+        end = monotonic() + COPY_SECONDS
+        for sequence, weight in self._resting(rest):
+            while self._save_one(sequence, weight):
+                if monotonic() > end:
+                    return
+            if self._all_in_ram(sequence):
+                if sequence in self._branches:
+                    self._drop_branch(sequence)
+                else:
+                    self.evict(next(s for s in self.sessions.values() if s.sequence == sequence))
+                return
+
+    def _all_in_ram(self, sequence: int) -> bool:
+        tape = self._tree.tape(sequence)
+        return self._warm is not None and self._warm.length(tape) == len(tape)
+
+    def _resting(self, rest: float) -> list[tuple[int, int]]:
+        """Sequences that nobody uses, with their weight, the longest unused first."""
+        before = monotonic() - rest
+        found = [(when, sequence, BRANCH_WEIGHT) for sequence, when in self._branches.items()]
+        found += [
+            (s.last_used, s.sequence, _weight(s))
+            for s in self._idle(None)
+            if s.last_used <= before and s.sequence is not None
+        ]
+        return [(sequence, weight) for _, sequence, weight in sorted(found)]
 
     def _save_all(self, sequence: int | None, weight: int) -> None:
         while sequence is not None and self._save_one(sequence, weight):

@@ -56,7 +56,10 @@ STALL_SECONDS = 0.1
 """How long a chunk of somebody's prompt may hold up running streams."""
 
 REST_SECONDS = 1.0
-"""How long a session has rested before its KV is copied to RAM beside running streams; else it waits for a pause."""
+"""How long a session has rested before it leaves the engine for RAM beside running streams."""
+
+THIN_SECONDS = 0.01
+"""Between two looks at who could leave, or two blocks copied to RAM beside running streams."""
 
 MIN_CHUNK = 16
 MIN_SHARE = 64
@@ -96,6 +99,7 @@ class Scheduler:
         self._fresh: list[EngineSession] = []
         self._starved: list[EngineSession] = []
         self._seconds_per_token = 0.0
+        self._thinned = 0.0
 
     def run(self) -> None:
         """Serve for ever; the process ends when the node's end of the socket closes."""
@@ -109,7 +113,9 @@ class Scheduler:
         for session in fresh:
             self._start_next(session)
         self._step()
-        self._pool.save_next(REST_SECONDS)
+        if self._active and (now := monotonic()) - self._thinned > THIN_SECONDS:
+            self._thinned = now
+            self._pool.thin_out(REST_SECONDS)
 
     # Requests
 

@@ -6,7 +6,6 @@ Sources: https://platform.claude.com/docs/en/api/overview and the vendor's SDK 2
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from modeld.errors import (
 from modeld.providers.anthropic_events import CODES, Decoder, ErrorBody, vendor_failure
 from modeld.providers.anthropic_facts import DEFAULT_MAX_TOKENS, ModelPage, facts_of, observed
 from modeld.providers.anthropic_messages import NAME_LIMIT, build_request
-from modeld.providers.bodies import read_body
+from modeld.providers.bodies import drain, read_body
 from modeld.providers.facts import observe
 from modeld.providers.failures import failure_error, is_http, masked
 from modeld.providers.sse import sse_data
@@ -54,9 +53,6 @@ SAMPLING_VERSION: Final = "2023-06-01"
 EMBEDDINGS_PAGE: Final = "https://platform.claude.com/docs/en/build-with-claude/embeddings"
 MAX_PAGES: Final = 100
 PAGE: Final = 1000
-DRAIN_SECONDS: Final = 0.2
-"""How long the end of a body is waited for after the answer's end."""
-
 _SAMPLING: Final = (
     f"sent with API version {SAMPLING_VERSION}, the last that knows it; an error on models since Claude 4.7, which "
     "take none, and beside thinking"
@@ -153,7 +149,7 @@ class AnthropicWire(Wire):
                     async for data in events:
                         for part in decoder.feed(data):
                             if type(part) is EndPart:
-                                await _drain(events)
+                                await drain(events)
                             yield part
             finally:
                 await response.aclose()
@@ -306,17 +302,6 @@ def _prepared(call: Call) -> tuple[ToolNames, dict[str, Any]]:
 
 async def _close(session: _Session) -> None:
     await session.client.close()
-
-
-async def _drain(events: AsyncGenerator[bytes, None]) -> None:
-    """Read what follows the answer's end, so that the connection can be used again.
-
-    The answer is whole: a server that keeps the connection open, or breaks it now, changes nothing about it.
-    """
-    with contextlib.suppress(Exception):
-        async with asyncio.timeout(DRAIN_SECONDS):
-            async for _ in events:
-                pass
 
 
 def _checked_url(url: str) -> str:

@@ -6,7 +6,6 @@ Source: https://platform.openai.com/docs/api-reference
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from modeld.errors import (
     ModeldError,
     RefusedError,
 )
-from modeld.providers.bodies import read_body
+from modeld.providers.bodies import drain, read_body
 from modeld.providers.chat_completions import (
     CODES,
     ChatCodec,
@@ -73,9 +72,6 @@ RULES: Final = chat_rules(
 )
 
 MAX_PAGES: Final = 1000
-
-DRAIN_SECONDS: Final = 0.2
-"""How long the end of a body is waited for after the answer's end."""
 
 
 class Decoder(Protocol):
@@ -228,7 +224,7 @@ class OpenAIWire(Wire):
                     async for data in events:
                         for part in decoder.feed(data):
                             if type(part) is EndPart:
-                                await _drain(events)
+                                await drain(events)
                                 yield part
                                 return
                             yield part
@@ -363,17 +359,6 @@ class OpenAIWire(Wire):
 
 async def _close(session: _Session) -> None:
     await session.client.close()
-
-
-async def _drain(events: AsyncGenerator[bytes, None]) -> None:
-    """Read what follows the answer's end, so that the connection can be used again.
-
-    The answer is whole: a server that keeps the connection open, or breaks it now, changes nothing about it.
-    """
-    with contextlib.suppress(Exception):
-        async with asyncio.timeout(DRAIN_SECONDS):
-            async for _ in events:
-                pass
 
 
 def _checked_url(backend: str, url: str) -> str:

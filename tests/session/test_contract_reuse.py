@@ -87,11 +87,20 @@ async def test_the_same_beginning_is_computed_once_though_many_ask_at_once(world
 
 async def test_a_branch_that_was_left_is_found_again(world: World) -> None:
     session = await world.open()
-    common = [Message("system", world.fresh_name() + " word" * 60)]
-    one, two = ([*common, Message("user", f"{name} " * 60)] for name in ("one", "two"))
-    await session.turn(one, options=GREEDY).join()
+    common = [Message("system", world.fresh_name())]
+    one, two = ([*common, *_rounds(world, start)] for start in (0, 4))
+    first = await session.turn(one, options=GREEDY).join()
     await session.turn(two, options=GREEDY).join()
-    assert (await session.turn(one, options=GREEDY).join()).receipt.prefilled == 1
+    again = await session.turn(one, options=GREEDY).join()
+    assert again.receipt.prefilled == 1
+    assert again.text == first.text
+
+
+def _rounds(world: World, start: int) -> list[Message]:
+    """Questions with answers, long enough that they are worth keeping, and one that is open."""
+    asks = world.engine.asks
+    talk = [m for ask in asks[start : start + 3] for m in (Message("user", ask), Message("assistant", "river " * 12))]
+    return [*talk, Message("user", asks[1])]
 
 
 async def test_second_client_continues_on_the_same_tape(world: World) -> None:

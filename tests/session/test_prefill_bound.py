@@ -8,7 +8,7 @@ import pytest
 
 from modeld.node.node import Node, NodeConfig
 from support.engines import ENGINES
-from support.traces import Trace, least_prefill, prefilled, run_trace
+from support.traces import Size, Trace, least_prefill, prefilled, run_trace
 
 pytestmark = pytest.mark.anyio
 
@@ -33,24 +33,30 @@ async def test_agents_side_by_side_prefill_nothing_twice(tmp_path: Path, clients
     assert 0.98 * bound.new <= computed <= 1.02 * bound.new <= 1.02 * bound.prompts
 
 
-@pytest.mark.parametrize("clients", [16, 64])
+@pytest.mark.parametrize("clients", [1, 4, 16, 64])
 async def test_a_quarter_of_the_cells_and_ram_for_the_rest(tmp_path: Path, clients: int) -> None:
-    """What comes back from RAM is not computed again; only what never reached a block is."""
+    """What comes back from RAM is not computed again; only what never reached a block is.
+
+    Few clients have many subagents, or a quarter of the cells would not hold the longest.
+    """
+    more = max(1, 32 // clients)
+    trace = Trace(clients, seed=1, size=Size(subagents=more))
     for name in ("large", "small"):
         (tmp_path / name).mkdir()
-    large = Node(NodeConfig(data_root=tmp_path / "large", sequences=2 * clients + 8, ram=0))
+    ids = clients * (2 + more) + 8
+    large = Node(NodeConfig(data_root=tmp_path / "large", sequences=ids, ram=0))
     try:
-        working_set = least_prefill(await run_trace(large, ENGINES["llama"], Trace(clients, seed=1))).cells
+        working_set = least_prefill(await run_trace(large, ENGINES["llama"], trace)).cells
     finally:
         await large.aclose()
-    small = Node(NodeConfig(data_root=tmp_path / "small", sequences=2 * clients + 8, cells=working_set // 4, ram=10**9))
+    small = Node(NodeConfig(data_root=tmp_path / "small", sequences=ids, cells=working_set // 4, ram=10**9))
     try:
-        made = await run_trace(small, ENGINES["llama"], Trace(clients, seed=1))
+        made = await run_trace(small, ENGINES["llama"], trace)
         cells = (await small.status()).cells
     finally:
         await small.aclose()
     # The planner rounds up to 256 cells, and a window has to hold the longest conversation.
     assert cells <= max(1024, working_set // 4 + 256)
-    receipts = [one.result.receipt for one in made]
-    assert sum(receipt.restored for receipt in receipts) > 0
-    assert prefilled(made) <= 1.05 * least_prefill(made).prompts
+    assert prefilled(made) <= 1.05 * least_prefill(made).prompts, (cells, working_set)
+    # Of few clients those that come back may fit in a quarter; of many they do not, and RAM has them.
+    assert clients < 16 or sum(one.result.receipt.restored for one in made) > 0

@@ -26,6 +26,7 @@ from modeld.engine.protocol import (
     Failed,
     Forget,
     Fork,
+    Held,
     Load,
     Parts,
     Prefix,
@@ -66,7 +67,7 @@ class Mailbox(queue.SimpleQueue[Request]):
 
     def get(self, block: bool = True, timeout: float | None = None) -> Request:
         if self.empty():
-            raise Waits
+            raise queue.Empty if timeout == 0 else Waits
         return super().get()
 
 
@@ -200,7 +201,7 @@ class Sessions(RuleBasedStateMachine):
                         self.joined[id_].add(part)
                 case Done() | Failed():
                     self.ended(reply)
-                case Evicted():
+                case Evicted() | Held():
                     pass
         self.engine.replies.clear()
 
@@ -289,6 +290,7 @@ def test_what_was_evicted_comes_back_from_ram() -> None:
     for key, talk in talks.items():
         engine.ask(Turn(key, key, talk, DecodeOptions(temperature=0)))
         assert engine.steps(1000)
+    assert [reply for reply in engine.replies if isinstance(reply, Held)][-1].ram > 0
     engine.replies.clear()
     engine.ask(Turn(9, 1, talks[1], DecodeOptions(temperature=0)))
     assert engine.steps(1000)
@@ -300,7 +302,6 @@ def test_what_was_evicted_comes_back_from_ram() -> None:
     # The answer left with the question asked again; the KV of the question was there.
     assert receipt.stop is not None
     assert receipt.stop.reason == "history_shortened"
-    assert done.tapes[0].ram_used > 0
 
 
 def test_credit_holds_a_stream_back_and_lets_it_go_on() -> None:

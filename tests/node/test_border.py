@@ -191,14 +191,14 @@ async def test_session_with_a_ttl_is_forgotten_and_others_stay(node: Node) -> No
     for name, ttl in (("short", 0.2), ("long", 0.0)):
         session = await node.open_session("fake", SessionConfig(name=name, ttl=ttl))
         await session.turn([Message("user", f"{name}: hi")], options=GREEDY).join()
-    held = (await node.status()).cells_used
+    held = (await node.status()).ledger.cells_used
     assert {info.name for info in await node.sessions()} == {"short", "long"}
     await asyncio.sleep(0.3)
     assert {info.name for info in await node.sessions()} == {"long"}
     again = await node.open_session("fake", SessionConfig(name="short"))
     # No more than the other conversation begins with.
     assert (await again.turn([Message("user", "short: hi")], options=GREEDY).join()).receipt.reused < 10
-    assert (await node.status()).cells_used == held
+    assert (await node.status()).ledger.cells_used == held
 
 
 async def test_cancelled_before_the_first_read_still_joins(node: Node) -> None:

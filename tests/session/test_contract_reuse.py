@@ -215,6 +215,6 @@ async def test_more_sessions_than_sequences_work_and_come_back_from_ram(world: W
     first = await (await world.open(names[0])).turn(asked[names[0]], options=GREEDY).join()
     assert first.receipt.prefilled == 1
     assert first.receipt.restored > 0
-    assert (await world.service.status()).ram_used > 0
+    assert (await world.service.status()).ledger.ram > 0
     recent = await (await world.open(names[-1])).turn(asked[names[-1]], options=GREEDY).join()
     assert recent.receipt.prefilled == 1

@@ -77,7 +77,7 @@ def load(
         emit({"node": node, "engine": node.engine})
     else:
         engine = f", engine process {node.engine.pid}" if node.engine else ""
-        print(f"{node.model} is loaded: {node.context} tokens of context, {node.cells} cells{engine}")
+        print(f"{node.model} is loaded: {node.context} tokens of context, {node.ledger.cells} cells{engine}")
     return 0
 
 

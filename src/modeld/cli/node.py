@@ -111,8 +111,11 @@ def _gone(root: Path, record: OwnerRecord) -> bool:
 def _status_facts(node: NodeStatus) -> list[tuple[str, str]]:
     from modeld.node.capacity import human_bytes
 
-    model = f"{node.model}: {node.context:,} tokens of context, {node.cells_used:,} of {node.cells:,} cells in use"
-    model += f", {human_bytes(node.ram_used)} of KV in RAM" if node.ram_used else ""
+    ledger = node.ledger
+    kv = f"{human_bytes(ledger.hot)} of {human_bytes(ledger.hot_budget)} in the engine"
+    kv += f" ({ledger.cells_used:,} of {ledger.cells:,} cells)"
+    kv += f", {human_bytes(ledger.ram)} of {human_bytes(ledger.ram_budget)} in RAM" if ledger.ram_budget else ""
+    kv += f", {human_bytes(ledger.disk)} of {human_bytes(ledger.disk_budget)} on disk" if ledger.disk_budget else ""
     leaves = f"; the engine exits after {duration(node.idle_ttl)} without use" if node.idle_ttl else ""
     engine = node.engine
     return [
@@ -121,7 +124,8 @@ def _status_facts(node: NodeStatus) -> list[tuple[str, str]]:
         ("data root", node.data_root),
         ("endpoints", ", ".join(node.endpoints)),
         ("slot", f"{node.state}, generation {node.generation}"),
-        ("model", model if node.model else ""),
+        ("model", f"{node.model}: {node.context:,} tokens of context" if node.model else ""),
+        ("KV", kv if node.model else ""),
         (
             "engine",
             f"process {engine.pid}, {engine.backend}, {human_bytes(engine.rss)}, {engine.build}" if engine else "",

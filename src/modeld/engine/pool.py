@@ -7,7 +7,7 @@ from time import monotonic
 
 from modeld.engine.backend import Backend
 from modeld.engine.prefix_tree import PrefixTree
-from modeld.engine.protocol import Evicted, Load, Open, Tape
+from modeld.engine.protocol import Evicted, Held, Load, Open, Tape
 from modeld.engine.session import EngineSession, shared_length
 from modeld.engine.warm import WarmBlocks
 
@@ -321,8 +321,11 @@ class Pool:
         keep = min(session.synced, session.hot) if session.hot else session.synced
         added = tuple(session.ids[keep : session.hot])
         session.synced = max(keep, session.hot)
-        ram = self._warm.bytes if self._warm is not None else 0
-        return Tape(session.key, keep, added, session.hot, self.used(), bool(session.fatal), ram)
+        return Tape(session.key, keep, added, session.hot, bool(session.fatal))
+
+    def held(self) -> Held:
+        """What the engine holds, of all sessions."""
+        return Held(self.used(), self._warm.bytes if self._warm is not None else 0)
 
     def used(self) -> int:
         """Cells in use; those that sessions share are counted once."""

@@ -39,6 +39,8 @@ class Load(Struct, frozen=True, tag="load"):
     :param sequences: sequence ids; more sessions than these share them in turns.
     :param threads: 0 is the engine's choice. :param gpu_layers: -1 is all.
     :param ram: bytes of main memory for KV that leaves the engine; 0: it is lost.
+    :param disk: bytes of files for KV that leaves main memory; 0: none are written or read.
+    :param kv_folder: where those files lie; made when the first is written.
     """
 
     path: str
@@ -52,12 +54,15 @@ class Load(Struct, frozen=True, tag="load"):
     threads: int = 0
     gpu_layers: int = 0
     ram: int = 0
+    disk: int = 0
+    kv_folder: str = ""
 
 
 class Open(Struct, frozen=True, tag="open"):
     """Tell the engine of a session before its first request. Not answered.
 
     :param tape: what the session held in an earlier engine; its KV is gone. :param lost: why.
+    :param state: what an engine told of it in a :class:`State`; one that cannot be used is as none.
     """
 
     session: int
@@ -65,6 +70,7 @@ class Open(Struct, frozen=True, tag="open"):
     lost: ReuseReason = "engine_lost"
     session_class: SessionClass = "main"
     pin: bool = False
+    state: bytes = b""
 
 
 class Prefix(Struct, frozen=True, tag="prefix"):
@@ -145,6 +151,16 @@ class Forget(Struct, frozen=True, tag="forget"):
     session: int
 
 
+class Settle(Struct, frozen=True, tag="settle"):
+    """The engine is about to end: put what is worth keeping where it survives that.
+
+    :param seconds: how long that may take; what is not done by then is lost.
+    """
+
+    id: int
+    seconds: float
+
+
 class Cancel(Struct, frozen=True, tag="cancel"):
     """End request ``id`` at the next step border, or inside a step where the backend can."""
 
@@ -159,7 +175,7 @@ class Credit(Struct, frozen=True, tag="credit"):
 
 
 SessionRequest = Prefix | Suffix | Decode | Turn | Explain | Snapshot | Restore | Fork | Forget
-Request = Load | Open | Prefix | Suffix | Decode | Turn | Explain | Snapshot | Restore | Fork | Forget | Cancel | Credit
+Request = Load | Open | SessionRequest | Settle | Cancel | Credit
 
 
 class Device(Struct, frozen=True, omit_defaults=True):
@@ -199,8 +215,7 @@ class Ready(Struct, frozen=True, tag="ready"):
 class Tape(Struct, frozen=True, omit_defaults=True):
     """How a session's tape changed since the engine last told: cut to ``keep``, then ``added`` follow.
 
-    :param hot: tokens of it whose KV the engine holds. :param cells_used: by all sessions.
-    :param ram_used: bytes of KV that left the engine and can come back.
+    :param hot: tokens of it whose KV the engine holds.
     :param fatal: the session cannot go on; it must be forgotten and opened anew.
     """
 
@@ -208,9 +223,7 @@ class Tape(Struct, frozen=True, omit_defaults=True):
     keep: int
     added: tuple[int, ...] = ()
     hot: int = 0
-    cells_used: int = 0
     fatal: bool = False
-    ram_used: int = 0
 
 
 class Parts(Struct, frozen=True, tag="parts"):
@@ -252,7 +265,29 @@ class Evicted(Struct, frozen=True, tag="evicted"):
     sessions: tuple[int, ...]
 
 
-Reply = Hello | Ready | Parts | Done | Failed | Evicted
+class Held(Struct, frozen=True, tag="held"):
+    """What the engine holds now, of all sessions. Sent when it has changed, before the end of a request at the latest.
+
+    :param cells: in use; those that sessions share are counted once.
+    :param ram: bytes of KV in main memory that can come back. :param disk: likewise, in files.
+    """
+
+    cells: int = 0
+    ram: int = 0
+    disk: int = 0
+
+
+class State(Struct, frozen=True, tag="state"):
+    """All of a session but its KV, for :attr:`Open.state` of a later engine. Sent when a changed session rests.
+
+    :param state: opaque to the node.
+    """
+
+    session: int
+    state: bytes
+
+
+Reply = Hello | Ready | Parts | Done | Failed | Evicted | Held | State
 
 T = TypeVar("T")
 

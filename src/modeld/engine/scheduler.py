@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 
 from modeld.engine import administration
 from modeld.engine.backend import Backend, Slice, StepResult
 from modeld.engine.control import Control
+from modeld.engine.housekeeping import Housekeeping
 from modeld.engine.job import Job, Stream
 from modeld.engine.pool import Pool
 from modeld.engine.prompts import Prompts, close_answer
@@ -34,6 +36,7 @@ from modeld.engine.protocol import (
     Prefix,
     Reply,
     Request,
+    Settle,
     Suffix,
     Turn,
     encode_result,
@@ -54,12 +57,6 @@ Node and client need the processor for each frame. On two cores that also comput
 
 STALL_SECONDS = 0.1
 """How long a chunk of somebody's prompt may hold up running streams."""
-
-REST_SECONDS = 1.0
-"""How long a session has rested before it leaves the engine for RAM beside running streams."""
-
-THIN_SECONDS = 0.01
-"""Between two looks at who could leave, or two blocks copied to RAM beside running streams."""
 
 MIN_CHUNK = 16
 MIN_SHARE = 64
@@ -98,8 +95,8 @@ class Scheduler:
         # Sessions whose first job may be started now, and those for which there was no sequence id.
         self._fresh: list[EngineSession] = []
         self._starved: list[EngineSession] = []
+        self._housekeeping = Housekeeping(self._pool, send)
         self._seconds_per_token = 0.0
-        self._thinned = 0.0
 
     def run(self) -> None:
         """Serve for ever; the process ends when the node's end of the socket closes."""
@@ -113,9 +110,8 @@ class Scheduler:
         for session in fresh:
             self._start_next(session)
         self._step()
-        if self._active and (now := monotonic()) - self._thinned > THIN_SECONDS:
-            self._thinned = now
-            self._pool.thin_out(REST_SECONDS)
+        if self._active:
+            self._housekeeping.beside()
 
     # Requests
 
@@ -131,8 +127,8 @@ class Scheduler:
                 # Who waits for room need not wait for a reader that takes nothing.
                 self._try_again()
                 continue
-            if not self._pool.save_next():
-                self._take(self._inbox.get())
+            with suppress(queue.Empty):
+                self._take(self._inbox.get(timeout=self._housekeeping.idle()))
 
     def _take(self, request: Request) -> None:
         match request:
@@ -146,6 +142,9 @@ class Scheduler:
                         job.stream.credit += tokens
             case Cancel(id=id_):
                 self._cancel(id_)
+            case Settle(id=id_, seconds=seconds):
+                self._housekeeping.settle(seconds)
+                self._send(Done(id_, 0, encode_result(None)))
             case _:
                 job = Job(request, self._pool.get(request.session))
                 if isinstance(request, Explain):
@@ -464,10 +463,12 @@ class Scheduler:
         tapes = [self._pool.tape(job.session)]
         if isinstance(job.request, Fork):
             tapes.append(self._pool.tape(self._pool.get(job.request.target)))
+        self._housekeeping.tell()
         self._send(Done(job.id, job.frame(), encode_result(result), tuple(tapes)))
 
     def _fail(self, job: Job, error: ModeldError) -> None:
         self._leave(job)
+        self._housekeeping.tell()
         tape = self._pool.tape(job.session)
         self._send(Failed(job.id, job.frame(), error.code, error.message, error.details, (tape,)))
 

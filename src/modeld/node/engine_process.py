@@ -21,6 +21,7 @@ from modeld.engine.protocol import (
     Evicted,
     Failed,
     FrameReader,
+    Held,
     Hello,
     Load,
     Open,
@@ -29,6 +30,8 @@ from modeld.engine.protocol import (
     Reply,
     Request,
     SessionRequest,
+    Settle,
+    State,
     Tape,
     Turn,
     decode_result,
@@ -59,6 +62,10 @@ class EngineListener(Protocol):
     """Who hears what an engine tells without being asked."""
 
     def tape_changed(self, tape: Tape) -> None: ...
+
+    def held(self, held: Held) -> None: ...
+
+    def session_state(self, state: State) -> None: ...
 
     def evicted(self, sessions: tuple[int, ...]) -> None: ...
 
@@ -194,7 +201,7 @@ class EngineProcess(asyncio.Protocol):
         self.send(request)
         return await self.ready
 
-    async def call(self, request: SessionRequest, type_: type[T]) -> T:
+    async def call(self, request: SessionRequest | Settle, type_: type[T]) -> T:
         """Ask, and wait for the one answer. Cancelling the wait cancels the request.
 
         :raises ModeldError: what the engine raised, or :class:`EngineCrashedError`.
@@ -283,6 +290,10 @@ class EngineProcess(asyncio.Protocol):
                 self._ended(frame)
             case Evicted(sessions=sessions):
                 self._listener.evicted(sessions)
+            case Held():
+                self._listener.held(frame)
+            case State():
+                self._listener.session_state(frame)
             case Hello():
                 if not self.hello.done():
                     self.hello.set_result(frame)

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from modeld._version import __version__
 from modeld.engine.fake.settings import fake_settings
-from modeld.engine.protocol import Device, Forget, Load, Tape
+from modeld.engine.protocol import Device, Forget, Held, Load, State, Tape
 from modeld.errors import (
     CapacityError,
     EngineCrashedError,
@@ -34,6 +34,7 @@ from modeld.node.store import ModelStore, ResolvedModel
 from modeld.session.values import (
     EngineStatus,
     InstalledModel,
+    Ledger,
     ModelDescription,
     ModelRef,
     NodeStatus,
@@ -191,9 +192,7 @@ class Node:
             model=resident.model.name if resident else "",
             digest=resident.model.digest if resident else "",
             context=resident.plan.context if resident else 0,
-            cells=resident.plan.cells if resident else 0,
-            cells_used=self._registry.cells_used,
-            ram_used=self._registry.ram_used,
+            ledger=self._ledger(resident),
             engine=EngineStatus(
                 pid=resident.engine.pid, backend=resident.model.type, build=resident.hello.build, rss=rss[1]
             )
@@ -339,6 +338,21 @@ class Node:
             epoch=self.epoch,
         )
 
+    def _ledger(self, residency: Residency | None) -> Ledger:
+        if residency is None:
+            return Ledger()
+        held, plan = self._registry.held, residency.plan
+        return Ledger(
+            cells=plan.cells,
+            cells_used=held.cells,
+            hot=held.cells * plan.kv_bytes_per_token,
+            hot_budget=plan.cells * plan.kv_bytes_per_token,
+            ram=held.ram,
+            ram_budget=residency.ram,
+            disk=held.disk,
+            disk_budget=residency.disk,
+        )
+
     # Loading
 
     async def _resolve(self, ref: ModelRef | str) -> ResolvedModel:
@@ -355,6 +369,7 @@ class Node:
             await self._leases.take(hello.devices, engine.pid, engine.gone)
             plan = await self._plan(want, hello.devices)
             require(plan)
+            ram = await self._ram(plan)
             ready = await engine.load(
                 Load(
                     want.model.path,
@@ -366,13 +381,13 @@ class Node:
                     self.config.sequences,
                     threads=self.config.threads,
                     gpu_layers=plan.gpu_layers,
-                    ram=await self._ram(plan),
+                    ram=ram,
                 )
             )
         except BaseException:
             await engine.stop()
             raise
-        return Residency(want.model, plan, ready, hello, engine, generation)
+        return Residency(want.model, plan, ready, hello, engine, generation, ram)
 
     async def _plan(self, want: Want, devices: tuple[Device, ...]) -> Plan:
         if want.model.header is None:
@@ -418,6 +433,13 @@ class Node:
     def tape_changed(self, tape: Tape) -> None:
         """The engine tells what is on a session's tape."""
         self._registry.tape_changed(tape)
+
+    def held(self, held: Held) -> None:
+        """The engine tells what it holds."""
+        self._registry.held = held
+
+    def session_state(self, state: State) -> None:
+        """The engine tells all of a session but its KV."""
 
     def evicted(self, sessions: tuple[int, ...]) -> None:
         """The engine took sessions' KV for others."""

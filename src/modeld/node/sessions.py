@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from modeld.engine.protocol import Open, Tape
+from modeld.engine.protocol import Held, Open, Tape
 from modeld.session.manifest import Manifest
 from modeld.session.values import ModelRef, SessionClass, SessionConfig, SessionInfo
 from modeld.types import ReuseReason
@@ -60,8 +60,7 @@ class SessionRegistry:
         self._by_name: dict[SessionKey, SessionRecord] = {}
         self._by_key: dict[int, SessionRecord] = {}
         self._keys = 0
-        self.cells_used = 0
-        self.ram_used = 0
+        self.held = Held()
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -100,8 +99,6 @@ class SessionRegistry:
 
     def tape_changed(self, tape: Tape) -> None:
         """The engine tells what is on a tape now."""
-        self.cells_used = tape.cells_used
-        self.ram_used = tape.ram_used
         if (record := self._by_key.get(tape.session)) is not None:
             del record.tape[tape.keep :]
             record.tape += tape.added
@@ -116,7 +113,7 @@ class SessionRegistry:
 
     def engine_gone(self, why: ReuseReason) -> None:
         """No KV is left, of any session. The next receipts say why."""
-        self.cells_used = self.ram_used = 0
+        self.held = Held()
         for record in self._by_key.values():
             if record.hot:
                 record.hot, record.lost = 0, why

@@ -30,7 +30,10 @@ class Want(Struct, frozen=True):
 
 
 class Residency(Struct, frozen=True):
-    """A model in an engine. ``generation`` numbers it among all that this node had."""
+    """A model in an engine. ``generation`` numbers it among all that this node had.
+
+    :param ram: bytes that KV which left the engine may take in main memory. :param disk: likewise, in files.
+    """
 
     model: ResolvedModel
     plan: Plan
@@ -38,6 +41,8 @@ class Residency(Struct, frozen=True):
     hello: Hello
     engine: EngineProcess
     generation: int
+    ram: int = 0
+    disk: int = 0
 
     def holds(self, ref: ModelRef) -> bool:
         """It is this model, by what the file holds."""

@@ -192,12 +192,28 @@ class ClientInfo(Struct, frozen=True, kw_only=True):
     idle_seconds: float = 0.0
 
 
+class Ledger(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Where KV is, all in bytes but the cells. A budget of 0: nothing is kept there.
+
+    :param cells: of the engine, each holds one token; ``cells_used``: those that sessions share are counted once.
+    :param hot: in the engine. :param ram: left the engine, and can come back without being computed.
+    :param disk: likewise, in files; they outlive the engine.
+    """
+
+    cells: int = 0
+    cells_used: int = 0
+    hot: int = 0
+    hot_budget: int = 0
+    ram: int = 0
+    ram_budget: int = 0
+    disk: int = 0
+    disk_budget: int = 0
+
+
 class NodeStatus(Struct, frozen=True, kw_only=True):
     """The node, readable at any time, during loads and decodes too.
 
     :param generation: grows at each load. :param idle_ttl: seconds without use until the engine exits; 0 never.
-    :param cells_used: of the engine's KV, those that sessions share counted once.
-    :param ram_used: bytes of KV that left the engine and can come back without being computed.
     :param clients: those that called over a wire within the last minute.
     """
 
@@ -215,9 +231,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     model: str = ""
     digest: str = ""
     context: int = 0
-    cells: int = 0
-    cells_used: int = 0
-    ram_used: int = 0
+    ledger: Ledger = Ledger()
     engine: EngineStatus | None = None
     sessions: int = 0
     active: int = 0

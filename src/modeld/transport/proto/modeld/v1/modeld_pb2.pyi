@@ -803,7 +803,7 @@ class EngineStatus(_message.Message):
     def __init__(self, pid: _Optional[int] = ..., backend: _Optional[str] = ..., build: _Optional[str] = ..., rss: _Optional[int] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("instance_id", "epoch", "pid", "version", "data_root", "endpoints", "state", "generation", "uptime", "idle_ttl", "rss", "model", "digest", "context", "cells", "cells_used", "engine", "sessions", "active", "idle_seconds", "last_error", "clients", "ram_used")
+    __slots__ = ("instance_id", "epoch", "pid", "version", "data_root", "endpoints", "state", "generation", "uptime", "idle_ttl", "rss", "model", "digest", "context", "ledger", "engine", "sessions", "active", "idle_seconds", "last_error", "clients")
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -818,15 +818,13 @@ class NodeStatus(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
-    CELLS_FIELD_NUMBER: _ClassVar[int]
-    CELLS_USED_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
     IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
     CLIENTS_FIELD_NUMBER: _ClassVar[int]
-    RAM_USED_FIELD_NUMBER: _ClassVar[int]
     instance_id: str
     epoch: int
     pid: int
@@ -841,16 +839,34 @@ class NodeStatus(_message.Message):
     model: str
     digest: str
     context: int
-    cells: int
-    cells_used: int
+    ledger: Ledger
     engine: EngineStatus
     sessions: int
     active: int
     idle_seconds: float
     last_error: str
     clients: _containers.RepeatedCompositeFieldContainer[ClientInfo]
-    ram_used: int
-    def __init__(self, instance_id: _Optional[str] = ..., epoch: _Optional[int] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., data_root: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., generation: _Optional[int] = ..., uptime: _Optional[float] = ..., idle_ttl: _Optional[float] = ..., rss: _Optional[int] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., context: _Optional[int] = ..., cells: _Optional[int] = ..., cells_used: _Optional[int] = ..., engine: _Optional[_Union[EngineStatus, _Mapping]] = ..., sessions: _Optional[int] = ..., active: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., last_error: _Optional[str] = ..., clients: _Optional[_Iterable[_Union[ClientInfo, _Mapping]]] = ..., ram_used: _Optional[int] = ...) -> None: ...
+    def __init__(self, instance_id: _Optional[str] = ..., epoch: _Optional[int] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., data_root: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., generation: _Optional[int] = ..., uptime: _Optional[float] = ..., idle_ttl: _Optional[float] = ..., rss: _Optional[int] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., context: _Optional[int] = ..., ledger: _Optional[_Union[Ledger, _Mapping]] = ..., engine: _Optional[_Union[EngineStatus, _Mapping]] = ..., sessions: _Optional[int] = ..., active: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., last_error: _Optional[str] = ..., clients: _Optional[_Iterable[_Union[ClientInfo, _Mapping]]] = ...) -> None: ...
+
+class Ledger(_message.Message):
+    __slots__ = ("cells", "cells_used", "hot", "hot_budget", "ram", "ram_budget", "disk", "disk_budget")
+    CELLS_FIELD_NUMBER: _ClassVar[int]
+    CELLS_USED_FIELD_NUMBER: _ClassVar[int]
+    HOT_FIELD_NUMBER: _ClassVar[int]
+    HOT_BUDGET_FIELD_NUMBER: _ClassVar[int]
+    RAM_FIELD_NUMBER: _ClassVar[int]
+    RAM_BUDGET_FIELD_NUMBER: _ClassVar[int]
+    DISK_FIELD_NUMBER: _ClassVar[int]
+    DISK_BUDGET_FIELD_NUMBER: _ClassVar[int]
+    cells: int
+    cells_used: int
+    hot: int
+    hot_budget: int
+    ram: int
+    ram_budget: int
+    disk: int
+    disk_budget: int
+    def __init__(self, cells: _Optional[int] = ..., cells_used: _Optional[int] = ..., hot: _Optional[int] = ..., hot_budget: _Optional[int] = ..., ram: _Optional[int] = ..., ram_budget: _Optional[int] = ..., disk: _Optional[int] = ..., disk_budget: _Optional[int] = ...) -> None: ...
 
 class ClientInfo(_message.Message):
     __slots__ = ("pid", "program", "address", "calls", "idle_seconds")

@@ -202,6 +202,7 @@ class SyncClient(_Facade):
     unload = _blocking(ModelService.unload)
     status = _blocking(ModelService.status)
     sessions = _blocking(ModelService.sessions)
+    audit = _blocking(ModelService.audit)
 
     def attach(self, handle: SessionHandle) -> SyncSession:
         """The session that ``handle`` names, without asking anybody."""

@@ -189,6 +189,7 @@ class Sessions(RuleBasedStateMachine):
             self.read()
         assert not self.asked
         assert self.engine.backend.used() == self.engine.scheduler._pool.used()
+        assert self.engine.scheduler._pool.audit() == ()
 
     def read(self) -> None:
         for reply in self.engine.replies:

@@ -216,5 +216,8 @@ async def test_more_sessions_than_sequences_work_and_come_back_from_ram(world: W
     assert first.receipt.prefilled == 1
     assert first.receipt.restored > 0
     assert (await world.service.status()).ledger.ram > 0
+    audit = await world.service.audit()
+    assert audit.faults == ()
+    assert audit.ledger.cells_used > 0
     recent = await (await world.open(names[-1])).turn(asked[names[-1]], options=GREEDY).join()
     assert recent.receipt.prefilled == 1

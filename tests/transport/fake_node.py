@@ -19,6 +19,7 @@ from modeld.errors import ModelNotFoundError, OwnerHeldError
 from modeld.node.owner import OwnerLease
 from modeld.node.record import socket_path
 from modeld.session import (
+    AuditReport,
     ContextReport,
     InstalledModel,
     ModelDescription,
@@ -272,6 +273,10 @@ class FakeService:
     async def sessions(self) -> list[SessionInfo]:
         self.answer()
         return []
+
+    async def audit(self) -> AuditReport:
+        self.answer()
+        return AuditReport()
 
 
 async def main(root: Path) -> int:

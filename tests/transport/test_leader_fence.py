@@ -55,6 +55,7 @@ FENCED = {
     "Status": False,
     "ListModels": False,
     "ListSessions": False,
+    "Audit": False,
     "Describe": False,
     "Explain": False,
 }

@@ -85,6 +85,10 @@ class Backend(Vocabulary, Protocol):
         """A sampler for a stream whose context so far is ``history``."""
         ...
 
+    def length(self, sequence: int) -> int:
+        """Tokens that a sequence holds, as the native library counts them."""
+        ...
+
     def remove(self, sequence: int, start: int, end: int = -1) -> bool:
         """Forget positions from ``start`` on, up to ``end`` where it is given.
 

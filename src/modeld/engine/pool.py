@@ -35,6 +35,7 @@ class Pool:
     def __init__(self, backend: Backend, load: Load, told: Callable[[Evicted], None]) -> None:
         self._backend = backend
         self._cells = load.cells
+        self._ids = load.sequences
         self._free = list(range(load.sequences))[::-1]
         self._told = told
         self._tree = PrefixTree()
@@ -332,6 +333,21 @@ class Pool:
         if not self._backend.shares:
             return sum(session.hot for session in self.sessions.values())
         return self._tree.cells
+
+    def audit(self) -> tuple[str, ...]:
+        """Count again what is held; a sentence for each thing that is wrong."""
+        owners = [session.sequence for session in self.sessions.values() if session.sequence is not None]
+        ids = sorted([*self._free, *self._branches, *owners])
+        faults = [] if ids == list(range(self._ids)) else [f"of {self._ids} sequence ids these are known: {ids}"]
+        told = {s.sequence: s.hot for s in self.sessions.values() if s.sequence is not None}
+        for sequence in range(self._ids):
+            held = self._backend.length(sequence)
+            said = self._tree.length(sequence) if self._backend.shares else told.get(sequence, 0)
+            if not held == said == told.get(sequence, said):
+                faults.append(f"sequence {sequence} holds {held} tokens, its tape {said}")
+        if self._warm is not None:
+            faults += self._warm.audit()
+        return tuple(faults)
 
 
 def _weight(session: EngineSession) -> int:

@@ -161,6 +161,12 @@ class Settle(Struct, frozen=True, tag="settle"):
     seconds: float
 
 
+class Audit(Struct, frozen=True, tag="audit"):
+    """Count again what is held; answered, between two steps, with a tuple of sentences: what was wrong."""
+
+    id: int
+
+
 class Cancel(Struct, frozen=True, tag="cancel"):
     """End request ``id`` at the next step border, or inside a step where the backend can."""
 
@@ -175,7 +181,7 @@ class Credit(Struct, frozen=True, tag="credit"):
 
 
 SessionRequest = Prefix | Suffix | Decode | Turn | Explain | Snapshot | Restore | Fork | Forget
-Request = Load | Open | SessionRequest | Settle | Cancel | Credit
+Request = Load | Open | SessionRequest | Settle | Audit | Cancel | Credit
 
 
 class Device(Struct, frozen=True, omit_defaults=True):

@@ -22,6 +22,7 @@ from modeld.engine.job import Job, Stream
 from modeld.engine.pool import Pool
 from modeld.engine.prompts import Prompts, close_answer
 from modeld.engine.protocol import (
+    Audit,
     Cancel,
     Credit,
     Decode,
@@ -145,6 +146,9 @@ class Scheduler:
             case Settle(id=id_, seconds=seconds):
                 self._housekeeping.settle(seconds)
                 self._send(Done(id_, 0, encode_result(None)))
+            case Audit(id=id_):
+                self._housekeeping.tell()
+                self._send(Done(id_, 0, encode_result(self._pool.audit())))
             case _:
                 job = Job(request, self._pool.get(request.session))
                 if isinstance(request, Explain):

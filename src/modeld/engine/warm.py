@@ -115,6 +115,15 @@ class WarmBlocks:
             self.drop(child)
         self._remove(block)
 
+    def audit(self) -> list[str]:
+        """Count the bytes again; a sentence where they differ."""
+        found, todo = 0, [self._root]
+        while todo:
+            block = todo.pop()
+            found += len(block.state)
+            todo += block.children
+        return [] if found == self.bytes else [f"RAM holds {found} bytes, the ledger {self.bytes}"]
+
     def _touch(self, block: Block) -> None:
         now = next(self._clock)
         node: Block | None = block

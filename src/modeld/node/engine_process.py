@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from modeld.engine.protocol import (
+    Audit,
     Cancel,
     Credit,
     Decode,
@@ -201,7 +202,7 @@ class EngineProcess(asyncio.Protocol):
         self.send(request)
         return await self.ready
 
-    async def call(self, request: SessionRequest | Settle, type_: type[T]) -> T:
+    async def call(self, request: SessionRequest | Settle | Audit, type_: type[T]) -> T:
         """Ask, and wait for the one answer. Cancelling the wait cancels the request.
 
         :raises ModeldError: what the engine raised, or :class:`EngineCrashedError`.

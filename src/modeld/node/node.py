@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from modeld._version import __version__
 from modeld.engine.fake.settings import fake_settings
-from modeld.engine.protocol import Device, Forget, Held, Load, State, Tape
+from modeld.engine.protocol import Audit, Device, Forget, Held, Load, State, Tape
 from modeld.errors import (
     CapacityError,
     EngineCrashedError,
@@ -32,6 +32,7 @@ from modeld.node.slot import Residency, Slot, Want
 from modeld.node.snapshots import SnapshotStore
 from modeld.node.store import ModelStore, ResolvedModel
 from modeld.session.values import (
+    AuditReport,
     EngineStatus,
     InstalledModel,
     Ledger,
@@ -211,6 +212,14 @@ class Node:
         generation = resident.generation if resident else 0
         pid = resident.engine.pid if resident else 0
         return [record.info(generation, pid) for record in self._registry.latest_first()]
+
+    async def audit(self) -> AuditReport:
+        """See :meth:`modeld.session.ModelService.audit`."""
+        resident = self._slot.resident
+        if resident is None:
+            return AuditReport()
+        faults = await resident.engine.call(Audit(resident.engine.next_id()), tuple[str, ...])
+        return AuditReport(ledger=self._ledger(resident), faults=faults)
 
     async def aclose(self) -> None:
         """End the engine. Running calls fail."""

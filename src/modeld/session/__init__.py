@@ -3,10 +3,12 @@
 from modeld.session.contract import ModelService, PartStream, Session
 from modeld.session.manifest import Manifest, Segment, token_hash
 from modeld.session.values import (
+    AuditReport,
     ClientInfo,
     ContextReport,
     EngineStatus,
     InstalledModel,
+    Ledger,
     ModelDescription,
     ModelRef,
     NodeStatus,
@@ -20,10 +22,12 @@ from modeld.session.values import (
 )
 
 __all__ = [
+    "AuditReport",
     "ClientInfo",
     "ContextReport",
     "EngineStatus",
     "InstalledModel",
+    "Ledger",
     "Manifest",
     "ModelDescription",
     "ModelRef",

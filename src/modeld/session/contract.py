@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from modeld.session.values import (
+    AuditReport,
     ContextReport,
     InstalledModel,
     ModelDescription,
@@ -169,4 +170,8 @@ class ModelService(Protocol):
 
     async def sessions(self) -> list[SessionInfo]:
         """All sessions, the last used first."""
+        ...
+
+    async def audit(self) -> AuditReport:
+        """Count again what engine, RAM and files hold, and compare it with the ledger. Loads nothing."""
         ...

@@ -210,6 +210,16 @@ class Ledger(Struct, frozen=True, omit_defaults=True, kw_only=True):
     disk_budget: int = 0
 
 
+class AuditReport(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What was found when everything that is held was counted again.
+
+    :param faults: a sentence for each place where ledger and count differ, or where something is held for nobody.
+    """
+
+    ledger: Ledger = Ledger()
+    faults: tuple[str, ...] = ()
+
+
 class NodeStatus(Struct, frozen=True, kw_only=True):
     """The node, readable at any time, during loads and decodes too.
 

@@ -25,6 +25,7 @@ from modeld.errors import (
 )
 from modeld.node.record import OwnerRecord
 from modeld.session.values import (
+    AuditReport,
     ContextReport,
     InstalledModel,
     ModelDescription,
@@ -134,6 +135,10 @@ class LeaderNode:
     async def sessions(self) -> list[SessionInfo]:
         """See :meth:`modeld.session.ModelService.sessions`."""
         return await self._route.call(lambda node: node.sessions(), repeat=True)
+
+    async def audit(self) -> AuditReport:
+        """See :meth:`modeld.session.ModelService.audit`."""
+        return await self._route.call(lambda node: node.audit(), repeat=True)
 
     async def shutdown(self) -> None:
         """Ask the node that answered last to end, and no successor of it. It answers first."""

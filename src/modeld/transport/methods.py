@@ -9,6 +9,7 @@ from typing import Final
 from msgspec import Struct
 
 from modeld.session.values import (
+    AuditReport,
     ContextReport,
     InstalledModel,
     ModelDescription,
@@ -180,6 +181,7 @@ METHODS: Final = (
     Method("Status", Empty, NodeStatus),
     Method("ListModels", Empty, InstalledModels),
     Method("ListSessions", Empty, SessionInfos),
+    Method("Audit", Empty, AuditReport),
     Method("Describe", ModelRequest, ModelDescription),
     Method("Load", LoadRequest, NodeStatus, fenced=True),
     Method("Unload", UnloadRequest, NodeStatus, fenced=True),

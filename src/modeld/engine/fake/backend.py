@@ -146,6 +146,10 @@ class FakeBackend:
         """The tokens that a sequence holds."""
         return [cell[0] for _, cell in sorted(self._cells.get(sequence, {}).items())]
 
+    def length(self, sequence: int) -> int:
+        """Tokens of the tape."""
+        return len(self.tape(sequence))
+
     def save(self, sequence: int, start: int = 0, end: int = -1) -> bytes:
         """Position and text of the cells."""
         held = self.tape(sequence)[start : None if end < 0 else end]

@@ -131,6 +131,10 @@ class LlamaBackend:
         """Logits of the last step's ``row``-th slice that wanted them; for tests and tools, slow."""
         return list(self._n.llama_get_logits_ith(self._context, self._rows[row])[: self.vocabulary])
 
+    def length(self, sequence: int) -> int:
+        """Its last position is one less; -1 is none."""
+        return int(self._n.llama_memory_seq_pos_max(self._memory, sequence)) + 1
+
     def remove(self, sequence: int, start: int, end: int = -1) -> bool:
         """Take the sequence off these cells."""
         if self._n.llama_memory_seq_rm(self._memory, sequence, start, end):

@@ -12,6 +12,7 @@ import msgspec
 
 from modeld.errors import DeadlineExceededError, SessionClosedError
 from modeld.session.values import (
+    AuditReport,
     ContextReport,
     InstalledModel,
     ModelDescription,
@@ -134,6 +135,10 @@ class RemoteNode:
     async def sessions(self) -> list[SessionInfo]:
         """See :meth:`modeld.session.ModelService.sessions`."""
         return list((await self._wire.call("ListSessions", Empty(), SessionInfos)).sessions)
+
+    async def audit(self) -> AuditReport:
+        """See :meth:`modeld.session.ModelService.audit`."""
+        return await self._wire.call("Audit", Empty(), AuditReport)
 
     async def shutdown(self) -> None:
         """Ask the node to end. It answers first; that it is gone shows in its lock."""

@@ -223,6 +223,7 @@ class GrpcServer:
             "Status": self._status,
             "ListModels": self._list_models,
             "ListSessions": self._list_sessions,
+            "Audit": lambda request: self._service.audit(),
             "Describe": lambda request: self._service.describe(request.ref, request.config),
             "Load": lambda request: self._service.load(request.ref, request.config, generation=request.generation),
             "Unload": lambda request: self._service.unload(generation=request.generation),

@@ -868,6 +868,14 @@ class Ledger(_message.Message):
     disk_budget: int
     def __init__(self, cells: _Optional[int] = ..., cells_used: _Optional[int] = ..., hot: _Optional[int] = ..., hot_budget: _Optional[int] = ..., ram: _Optional[int] = ..., ram_budget: _Optional[int] = ..., disk: _Optional[int] = ..., disk_budget: _Optional[int] = ...) -> None: ...
 
+class AuditReport(_message.Message):
+    __slots__ = ("ledger", "faults")
+    LEDGER_FIELD_NUMBER: _ClassVar[int]
+    FAULTS_FIELD_NUMBER: _ClassVar[int]
+    ledger: Ledger
+    faults: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, ledger: _Optional[_Union[Ledger, _Mapping]] = ..., faults: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class ClientInfo(_message.Message):
     __slots__ = ("pid", "program", "address", "calls", "idle_seconds")
     PID_FIELD_NUMBER: _ClassVar[int]

@@ -67,6 +67,7 @@ def _explain(session: EngineSession, load: Load, manifest: Manifest) -> ContextR
         prefill_tokens=session.prefill_tokens,
         decode_calls=session.decode_calls,
         decode_tokens=session.decode_tokens,
+        ahead_tokens=session.ahead_tokens,
         fatal=session.fatal,
     )
 

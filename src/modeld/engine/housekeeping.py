@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic
 
+from modeld.engine.ahead import Ahead
 from modeld.engine.pool import Pool
 from modeld.engine.protocol import Held, Reply
 
@@ -21,8 +22,9 @@ class Housekeeping:
     :param send: writes a frame to the node; may block.
     """
 
-    def __init__(self, pool: Pool, send: Callable[[Reply], None]) -> None:
+    def __init__(self, pool: Pool, ahead: Ahead, send: Callable[[Reply], None]) -> None:
         self._pool = pool
+        self._ahead = ahead
         self._send = send
         self._thinned = 0.0
         self._told = Held()
@@ -32,7 +34,7 @@ class Housekeeping:
 
         :returns: seconds until there may be more to do; 0 is at once, ``None`` not before somebody computes again.
         """
-        if self._pool.save_next():
+        if self._ahead.step() or self._pool.save_next():
             return 0.0
         self.tell()
         return None

@@ -38,6 +38,8 @@ class Stream:
         self.thinking_tokens = 0
         self.thought = False
         self.called = False
+        # The answer's text, without thinking.
+        self.said: list[str] = []
         # End of each token in the bytes generated, so that a stop string can be cut off the tape.
         self.token_ends: list[int] = []
 
@@ -69,9 +71,11 @@ class Stream:
     def _emit(self, parts: list[StreamPart]) -> None:
         for part in parts:
             last = self.parts[-1] if self.parts else None
-            if isinstance(part, TextPart) and isinstance(last, TextPart):
-                self.parts[-1] = TextPart(last.text + part.text)
-                continue
+            if isinstance(part, TextPart):
+                self.said.append(part.text)
+                if isinstance(last, TextPart):
+                    self.parts[-1] = TextPart(last.text + part.text)
+                    continue
             if isinstance(part, ThinkingPart):
                 self.thought = True
                 if isinstance(last, ThinkingPart):

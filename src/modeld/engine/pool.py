@@ -185,12 +185,40 @@ class Pool:
             session.sequence = self._free.pop()
         return True
 
+    def branch(self, session: EngineSession, keep: int, more: int) -> int | None:
+        """Begin a branch that holds the first ``keep`` tokens of the session's tape, where nobody has to give way.
+
+        :returns: its sequence; ``None``: no id or no cells are free for ``more`` tokens.
+        """
+        if session.sequence is None or not keep or not self._free or self.used() + more > self._cells:
+            return None
+        sequence = self._free.pop()
+        self._backend.share(session.sequence, sequence, 0, keep)
+        self._tree.share(session.sequence, sequence, keep)
+        self._branches[sequence] = monotonic()
+        return sequence
+
+    def branch_tape(self, sequence: int) -> list[int]:
+        """What a branch holds; nothing, where it has left."""
+        return self._tree.tape(sequence) if sequence in self._branches else []
+
+    def drop_branch(self, sequence: int) -> None:
+        """A step of a branch failed: what it holds is not known, and none of it is kept."""
+        del self._branches[sequence]
+        self._clear(sequence)
+
+    def known(self, ids: Sequence[int]) -> int:
+        """How many leading tokens of ``ids`` need not be computed."""
+        return max(self._tree.match(ids)[0], self.in_ram(ids))
+
     def extended(self, session: EngineSession, tokens: list[int]) -> None:
         """A step has computed ``tokens`` behind the session's tape."""
         session.hot += len(tokens)
-        sequence = session.sequence
-        if not self._backend.shares or sequence is None:
-            return
+        if self._backend.shares and session.sequence is not None:
+            self.grew(session.sequence, tokens)
+
+    def grew(self, sequence: int, tokens: list[int]) -> None:
+        """A step has computed ``tokens`` behind what the sequence holds."""
         for double in self._tree.extend(sequence, tokens):
             # Two computed the same: one set of cells is enough.
             self._backend.remove(sequence, double.start, double.end)

@@ -71,6 +71,23 @@ class Prompts:
             raise InvalidRequestError("the messages render to no tokens", parameter="messages")
         return Prompt(messages, tools, think, text, ids)
 
+    def history(self, session: EngineSession, answer: Message) -> list[int]:
+        """Tokens that the next turn's prompt will begin with, whatever is said in it.
+
+        :raises ModeldError: the template fails on it.
+        """
+        first, second = (
+            self._render(
+                session,
+                (*session.messages, answer, Message("user", text)),
+                session.tools,
+                session.think,
+                generate=False,
+            ).ids
+            for text in "AB"
+        )
+        return first[: shared_length(first, second)]
+
     def _check_template(self, messages: tuple[Message, ...], tools: tuple[Tool, ...], think: ThinkLevel) -> None:
         """Refuse what the template would leave out of the prompt without a word."""
         facts = self._template.facts

@@ -15,6 +15,7 @@ from contextlib import suppress
 from time import monotonic
 
 from modeld.engine import administration
+from modeld.engine.ahead import Ahead
 from modeld.engine.backend import Backend, Slice, StepResult
 from modeld.engine.control import Control
 from modeld.engine.housekeeping import Housekeeping
@@ -47,7 +48,7 @@ from modeld.engine.session import EngineSession, shared_length
 from modeld.errors import CancelledError, CapacityError, EngineProtocolError, ModeldError, SessionFatalError
 from modeld.session.manifest import Manifest, token_hash
 from modeld.session.values import PrefixStatus, SuffixStatus
-from modeld.types import EndPart, FinishReason, ProgressPart, ReuseStop
+from modeld.types import EndPart, FinishReason, Message, ProgressPart, ReuseStop
 
 FLUSH_SECONDS = 0.030
 """A stream's frame waits this long for more tokens; the first one does not wait.
@@ -96,7 +97,8 @@ class Scheduler:
         # Sessions whose first job may be started now, and those for which there was no sequence id.
         self._fresh: list[EngineSession] = []
         self._starved: list[EngineSession] = []
-        self._housekeeping = Housekeeping(self._pool, send)
+        self._ahead = Ahead(self._pool, prompts, backend)
+        self._housekeeping = Housekeeping(self._pool, self._ahead, send)
         self._seconds_per_token = 0.0
 
     def run(self) -> None:
@@ -437,6 +439,8 @@ class Scheduler:
                 reason, matched = "stop", job.stream.matcher.matched
             if job.decoding:
                 close_answer(job, self._pool, cut=bool(matched))
+                if job.stream.thought and not job.stream.called:
+                    self._ahead.answered(job.session, Message("assistant", "".join(job.stream.said)))
             self._flush(job)
             if job.stream.called and reason == "stop":
                 reason = "tool_calls"

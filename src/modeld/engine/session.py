@@ -73,6 +73,8 @@ class EngineSession:
         self.last_used = 0.0
         self.last_receipt: Receipt | None = None
         self.prefill_calls = self.prefill_tokens = self.decode_calls = self.decode_tokens = 0
+        # Computed before it was asked for.
+        self.ahead_tokens = 0
         self.fatal = ""
 
     @property

@@ -308,7 +308,10 @@ class SnapshotInfo(Struct, frozen=True, kw_only=True):
 
 
 class ContextReport(Struct, frozen=True, kw_only=True):
-    """What ``explain`` tells: the session's context, its identity, and what it cost so far."""
+    """What ``explain`` tells: the session's context, its identity, and what it cost so far.
+
+    :param ahead_tokens: computed while nobody waited, because the next turn would need them; in no call's receipt.
+    """
 
     workspace: str
     name: str
@@ -326,4 +329,5 @@ class ContextReport(Struct, frozen=True, kw_only=True):
     prefill_tokens: int = 0
     decode_calls: int = 0
     decode_tokens: int = 0
+    ahead_tokens: int = 0
     fatal: str = ""

@@ -965,7 +965,7 @@ class SnapshotInfo(_message.Message):
     def __init__(self, id: _Optional[str] = ..., tokens: _Optional[int] = ..., size: _Optional[int] = ..., manifest_digest: _Optional[str] = ..., tape_hash: _Optional[str] = ...) -> None: ...
 
 class ContextReport(_message.Message):
-    __slots__ = ("workspace", "name", "model", "generation", "resident", "prefix_tokens", "window", "available", "tape_hash", "manifest", "segments", "last_receipt", "prefill_calls", "prefill_tokens", "decode_calls", "decode_tokens", "fatal")
+    __slots__ = ("workspace", "name", "model", "generation", "resident", "prefix_tokens", "window", "available", "tape_hash", "manifest", "segments", "last_receipt", "prefill_calls", "prefill_tokens", "decode_calls", "decode_tokens", "fatal", "ahead_tokens")
     WORKSPACE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -983,6 +983,7 @@ class ContextReport(_message.Message):
     DECODE_CALLS_FIELD_NUMBER: _ClassVar[int]
     DECODE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FATAL_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_TOKENS_FIELD_NUMBER: _ClassVar[int]
     workspace: str
     name: str
     model: str
@@ -1000,4 +1001,5 @@ class ContextReport(_message.Message):
     decode_calls: int
     decode_tokens: int
     fatal: str
-    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., generation: _Optional[int] = ..., resident: _Optional[int] = ..., prefix_tokens: _Optional[int] = ..., window: _Optional[int] = ..., available: _Optional[int] = ..., tape_hash: _Optional[str] = ..., manifest: _Optional[_Union[Manifest, _Mapping]] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ..., last_receipt: _Optional[_Union[Receipt, _Mapping]] = ..., prefill_calls: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., decode_calls: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., fatal: _Optional[str] = ...) -> None: ...
+    ahead_tokens: int
+    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., generation: _Optional[int] = ..., resident: _Optional[int] = ..., prefix_tokens: _Optional[int] = ..., window: _Optional[int] = ..., available: _Optional[int] = ..., tape_hash: _Optional[str] = ..., manifest: _Optional[_Union[Manifest, _Mapping]] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ..., last_receipt: _Optional[_Union[Receipt, _Mapping]] = ..., prefill_calls: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., decode_calls: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., fatal: _Optional[str] = ..., ahead_tokens: _Optional[int] = ...) -> None: ...

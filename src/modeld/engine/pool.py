@@ -54,6 +54,7 @@ class Pool:
         session.synced = len(request.tape)
         if request.tape:
             session.lost, session.lost_tokens = request.lost, len(request.tape)
+            session.lost_detail = request.lost_detail
         self.sessions[request.session] = session
 
     def get(self, key: int) -> EngineSession:

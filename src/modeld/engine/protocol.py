@@ -62,6 +62,7 @@ class Open(Struct, frozen=True, tag="open"):
     """Tell the engine of a session before its first request. Not answered.
 
     :param tape: what the session held in an earlier engine; its KV is gone. :param lost: why.
+    :param lost_detail: the same in words, where the reason does not say all.
     :param state: what an engine told of it in a :class:`State`; one that cannot be used is as none.
     """
 
@@ -71,6 +72,7 @@ class Open(Struct, frozen=True, tag="open"):
     session_class: SessionClass = "main"
     pin: bool = False
     state: bytes = b""
+    lost_detail: str = ""
 
 
 class Prefix(Struct, frozen=True, tag="prefix"):

@@ -34,7 +34,7 @@ ADVICE: Final[dict[ReuseReason, str]] = {
     "volatile_header": "move it to the end of the conversation, or leave it out of the prompt",
     "history_shortened": "nothing to do where an answer was asked for again; else shorten seldom, and much at a time",
     "answer_changed": "send the message back as it was received: text, white space and the arguments of calls",
-    "thinking_dropped": "the template shows no earlier thinking; turn thinking off, or expect to pay for each answer again",
+    "thinking_dropped": "the template shows no earlier thinking; turn thinking off, or each answer is paid twice",
     "tools_changed": "send the same tools in each call, built once; leave it to tool_choice which may be called",
     "tool_order": "send the tools in one order, such as sorted by name",
     "think_changed": "keep one level of thinking in a session, or use a session for each",

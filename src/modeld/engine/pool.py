@@ -324,6 +324,15 @@ class Pool:
         session.synced = max(keep, session.hot)
         return Tape(session.key, keep, added, session.hot, bool(session.fatal))
 
+    def kept(self) -> dict[int, int]:
+        """Leading tokens of each session's tape that are here, with whomever, or can come back."""
+        tapes = {key: session.remembered for key, session in self.sessions.items()}
+        shares = self._backend.shares
+        return {
+            key: max(self.sessions[key].hot, self._tree.match(tape)[0] if shares else 0, self.in_ram(tape))
+            for key, tape in tapes.items()
+        }
+
     def held(self) -> Held:
         """What the engine holds, of all sessions."""
         return Held(self.used(), self._warm.bytes if self._warm is not None else 0)

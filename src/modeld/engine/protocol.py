@@ -153,6 +153,15 @@ class Forget(Struct, frozen=True, tag="forget"):
     session: int
 
 
+class Kept(Struct, frozen=True, tag="kept"):
+    """How many leading tokens of each session's tape need not be computed again; answered between two steps.
+
+    The result is a map of sessions to tokens. Tokens that others hold count, and those that can come back.
+    """
+
+    id: int
+
+
 class Settle(Struct, frozen=True, tag="settle"):
     """The engine is about to end: put what is worth keeping where it survives that.
 
@@ -177,7 +186,7 @@ class Credit(Struct, frozen=True, tag="credit"):
 
 
 SessionRequest = Prefix | Suffix | Decode | Turn | Explain | Snapshot | Restore | Fork | Forget
-Request = Load | Open | SessionRequest | Settle | Cancel | Credit
+Request = Load | Open | SessionRequest | Kept | Settle | Cancel | Credit
 
 
 class Device(Struct, frozen=True, omit_defaults=True):

@@ -31,6 +31,7 @@ from modeld.engine.protocol import (
     Failed,
     Forget,
     Fork,
+    Kept,
     Load,
     Open,
     Parts,
@@ -143,6 +144,8 @@ class Scheduler:
                         job.stream.credit += tokens
             case Cancel(id=id_):
                 self._cancel(id_)
+            case Kept(id=id_):
+                self._send(Done(id_, 0, encode_result(self._pool.kept())))
             case Settle(id=id_, seconds=seconds):
                 self._housekeeping.settle(seconds)
                 self._send(Done(id_, 0, encode_result(None)))

@@ -3,6 +3,8 @@
 from modeld.session.contract import ModelService, PartStream, Session
 from modeld.session.manifest import Manifest, Segment, token_hash
 from modeld.session.values import (
+    Break,
+    BreakTotal,
     ClientInfo,
     ContextReport,
     EngineStatus,
@@ -20,6 +22,8 @@ from modeld.session.values import (
 )
 
 __all__ = [
+    "Break",
+    "BreakTotal",
     "ClientInfo",
     "ContextReport",
     "EngineStatus",

@@ -245,7 +245,7 @@ class SessionInfo(Struct, frozen=True, kw_only=True):
 
     :param tape: tokens of its conversation. :param hot: tokens whose KV the engine holds now.
     :param kept: leading tokens of the tape that need not be computed again: those the engine holds, for this session
-        or another, and those that can come back. ``None``: the engine was too busy to say.
+        or another, and those that can come back. ``None``: not known; the model is not resident, or the engine busy.
     """
 
     workspace: str

@@ -101,8 +101,9 @@ def _difference(session: EngineSession, prompt: Prompt, place: int) -> Differenc
         return found
     answered = len(session.messages)
     answer = session.spans[-1] if session.spans and session.spans[-1].byte_end == len(session.text) else None
-    before = _in_messages(session, answer, place)
-    asked_again = len(prompt.messages) == answered and place < len(prompt.text)
+    end = answer.byte_start if answer else len(session.text)
+    before = _in_messages(session, prompt, place, end)
+    asked_again = len(prompt.messages) == answered and place < max(end, len(prompt.text))
     if session.think != prompt.think and (before or asked_again):
         return Difference("think_changed", detail=f"the level of thinking was {session.think} and is {prompt.think}")
     if before:
@@ -119,11 +120,16 @@ def _difference(session: EngineSession, prompt: Prompt, place: int) -> Differenc
     return _answer(bytes(session.text[answer.byte_start : answer.byte_end]), prompt.messages[answered], answered)
 
 
-def _in_messages(session: EngineSession, answer: Span | None, place: int) -> bool:
-    """Whether ``place`` lies in what the messages became, and not in the answer or what the template writes before."""
-    end = answer.byte_start if answer else len(session.text)
-    longest = max((message.content.strip() for message in session.messages), key=len, default="").encode()
-    return place < end - _OPENING or (len(longest) > _OPENING // 4 and session.text.find(longest, place, end) >= 0)
+def _in_messages(session: EngineSession, prompt: Prompt, place: int, end: int) -> bool:
+    """Whether ``place`` lies in what the messages of both became, and not in what the template writes behind them.
+
+    :param end: of the prompt in the session's text.
+    """
+    text, messages = session.text, session.messages
+    if len(prompt.messages) < len(messages):
+        text, messages, end = bytearray(prompt.text), prompt.messages, len(prompt.text)
+    longest = max((message.content.strip() for message in messages), key=len, default="").encode()
+    return place < end - _OPENING or (len(longest) > _OPENING // 4 and text.find(longest, place, end) >= 0)
 
 
 def _template(old: bytearray, new: bytes, place: int) -> Difference:

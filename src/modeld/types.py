@@ -235,18 +235,24 @@ class Usage(Struct, frozen=True, kw_only=True):
 
 ReuseReason = Literal[
     "message_changed",
+    "volatile_header",
     "history_shortened",
     "answer_changed",
     "thinking_dropped",
     "tools_changed",
+    "tool_order",
     "think_changed",
+    "template_changed",
     "retokenized",
     "evicted",
     "unloaded",
     "engine_lost",
     "model_changed",
 ]
-"""Why reuse stopped where it did. ``evicted``, ``unloaded`` and ``engine_lost``: the KV was gone, not different."""
+"""Why reuse stopped where it did; ``docs/receipts.md`` says what to do about each.
+
+``evicted``, ``unloaded`` and ``engine_lost``: the KV was gone, not different.
+"""
 
 
 class ReuseStop(Struct, frozen=True, kw_only=True):
@@ -256,6 +262,9 @@ class ReuseStop(Struct, frozen=True, kw_only=True):
     :param message_index: message (of the call) in which old and new part; ``None`` where no message is to blame.
     :param character: offset of the first differing character in that message's content.
     :param old: up to 40 characters around the place as the tape has it. :param new: as the call has it.
+    :param detail: the cause in words. :param advice: what to do about it, in one sentence.
+    :param tokens: that the session had held, and that this call computed again.
+    :param seconds: what those cost: their part of the receipt's ``prefilled``, of its ``prefill_seconds``.
     """
 
     reason: ReuseReason
@@ -265,6 +274,18 @@ class ReuseStop(Struct, frozen=True, kw_only=True):
     old: str = ""
     new: str = ""
     detail: str = ""
+    tokens: int = 0
+    seconds: float = 0.0
+    advice: str = ""
+
+    @property
+    def place(self) -> str:
+        """Where, in words."""
+        if self.message_index is None:
+            return f"at token {self.token}"
+        if self.character is None:
+            return f"in message {self.message_index}"
+        return f"in message {self.message_index} at character {self.character}"
 
 
 class Receipt(Struct, frozen=True, kw_only=True):
@@ -294,6 +315,16 @@ class Receipt(Struct, frozen=True, kw_only=True):
     def input(self) -> int:
         """Tokens of the rendered input."""
         return self.reused + self.restored + self.prefilled
+
+    def charged(self, stop: ReuseStop, tokens: int) -> Receipt:
+        """The same with ``stop``, and what that cost: ``tokens`` of the prefilled ones had been there before.
+
+        Seconds are ``prefill_seconds * tokens / prefilled``. Where the call waited in its prefill for others, that
+        counts too.
+        """
+        tokens = min(tokens, self.prefilled)
+        seconds = self.prefill_seconds * tokens / self.prefilled if tokens > 0 else 0.0
+        return structs.replace(self, stop=structs.replace(stop, tokens=max(tokens, 0), seconds=seconds))
 
 
 class TextPart(Struct, frozen=True, tag="text"):

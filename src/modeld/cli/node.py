@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
 
 from modeld.cli.connection import connected, finish, nobody
 from modeld.cli.options import DataRootOption, JsonOption, root_of
@@ -33,17 +35,47 @@ def status(backend: BackendOption = "", data_root: DataRootOption = None, as_jso
     return 0
 
 
-def ps(backend: BackendOption = "", data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
-    """List the sessions, the last used first. Starts no node; exits 0 also where none runs."""
+def ps(
+    explain: Annotated[
+        str, typer.Option("--explain", metavar="SESSION", help="Tell why its last calls could not reuse its KV.")
+    ] = "",
+    workspace: Annotated[str, typer.Option(metavar="NAME", help="Of the session to explain.")] = "",
+    model: Annotated[str, typer.Option(metavar="NAME", help="Of the session to explain.")] = "",
+    backend: BackendOption = "",
+    data_root: DataRootOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """List the sessions, the last used first. Starts no node; exits 0 also where none runs.
+
+    Of TAPE tokens in all the engine holds HOT for the session, and KEPT need not be computed again: the hot ones, those
+    that others hold too, and those that can come back. The rest would be computed by the next call.
+    """
     root = root_of(data_root)
+    if explain:
+        return _explain(root, backend, explain, workspace, model, as_json=as_json)
+    if workspace or model:
+        raise typer.BadParameter("--workspace and --model go with --explain")
     node, sessions = finish(_look(root, backend))
     if as_json:
         emit({"node": node, "engine": node.engine if node else None, "sessions": sessions})
     elif node is None:
         print(nobody(root))
     else:
-        headers = ("SESSION", "WORKSPACE", "MODEL", "ENGINE", "HOT", "TAPE", "WINDOW", "USED")
+        headers = ("SESSION", "WORKSPACE", "MODEL", "ENGINE", "HOT", "KEPT", "TAPE", "WINDOW", "USED")
         table(headers, [_session_row(session) for session in sessions])
+        if node.model:
+            print(f"\nKV of {node.model}: {_ledger(node)}")
+    return 0
+
+
+def _explain(root: Path, backend: str, session: str, workspace: str, model: str, *, as_json: bool) -> int:
+    from modeld.cli.explain import look_up, show
+
+    report = finish(look_up(root, backend, session, workspace, model))
+    if as_json:
+        emit(report)
+    else:
+        show(report)
     return 0
 
 
@@ -111,11 +143,6 @@ def _gone(root: Path, record: OwnerRecord) -> bool:
 def _status_facts(node: NodeStatus) -> list[tuple[str, str]]:
     from modeld.node.capacity import human_bytes
 
-    ledger = node.ledger
-    kv = f"{human_bytes(ledger.hot)} of {human_bytes(ledger.hot_budget)} in the engine"
-    kv += f" ({ledger.cells_used:,} of {ledger.cells:,} cells)"
-    kv += f", {human_bytes(ledger.ram)} of {human_bytes(ledger.ram_budget)} in RAM" if ledger.ram_budget else ""
-    kv += f", {human_bytes(ledger.disk)} of {human_bytes(ledger.disk_budget)} on disk" if ledger.disk_budget else ""
     leaves = f"; the engine exits after {duration(node.idle_ttl)} without use" if node.idle_ttl else ""
     engine = node.engine
     return [
@@ -125,7 +152,7 @@ def _status_facts(node: NodeStatus) -> list[tuple[str, str]]:
         ("endpoints", ", ".join(node.endpoints)),
         ("slot", f"{node.state}, generation {node.generation}"),
         ("model", f"{node.model}: {node.context:,} tokens of context" if node.model else ""),
-        ("KV", kv if node.model else ""),
+        ("KV", _ledger(node) if node.model else ""),
         (
             "engine",
             f"process {engine.pid}, {engine.backend}, {human_bytes(engine.rss)}, {engine.build}" if engine else "",
@@ -136,6 +163,19 @@ def _status_facts(node: NodeStatus) -> list[tuple[str, str]]:
     ]
 
 
+def _ledger(node: NodeStatus) -> str:
+    """Where KV is, and how much of the room for it is taken."""
+    from modeld.node.capacity import human_bytes
+
+    ledger = node.ledger
+    kv = f"{human_bytes(ledger.hot)} of {human_bytes(ledger.hot_budget)} in the engine"
+    kv += f" ({ledger.cells_used:,} of {ledger.cells:,} cells)"
+    kv += f", {human_bytes(ledger.ram)} of {human_bytes(ledger.ram_budget)} in RAM" if ledger.ram_budget else ""
+    return kv + (
+        f", {human_bytes(ledger.disk)} of {human_bytes(ledger.disk_budget)} on disk" * bool(ledger.disk_budget)
+    )
+
+
 def _session_row(session: SessionInfo) -> tuple[str, ...]:
     used = "now" if session.active else f"{duration(time.time() - session.last_used)} ago"
     return (
@@ -144,6 +184,7 @@ def _session_row(session: SessionInfo) -> tuple[str, ...]:
         session.model,
         str(session.engine_pid or "-"),
         str(session.hot),
+        "-" if session.kept is None else str(session.kept),
         str(session.tape),
         str(session.window),
         used,

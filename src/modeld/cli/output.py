@@ -100,6 +100,13 @@ def duration(seconds: float) -> str:
     return f"{days} d {hours % 24} h"
 
 
+def seconds(value: float) -> str:
+    """``0.004 s``, ``3.2 s``, ``5 min``: what a call took."""
+    if value >= 60:
+        return duration(value)
+    return f"{value:.1f} s" if value >= 1 else f"{value:.3f} s"
+
+
 def cost_line(end: EndPart) -> str:
     """What an answer cost: on a node by its receipt, at a vendor by the usage it tells."""
     return receipt_line(end) if end.receipt is not None else _usage_line(end)
@@ -138,9 +145,9 @@ def _reuse_stop(end: EndPart) -> str:
     stop = end.cost().stop
     if stop is None:
         return ""
-    where = f" at token {stop.token}"
-    if stop.message_index is not None:
-        where = f" in message {stop.message_index}"
-        if stop.character is not None:
-            where += f" at character {stop.character}"
-    return f"; reuse stopped{where}: {stop.reason}"
+    line = f"; reuse stopped {stop.place}: {stop.reason}"
+    if not stop.tokens:
+        return line
+    detail = f" ({visible(stop.detail)})" if stop.detail else ""
+    advice = f"; {stop.advice}" if stop.advice else ""
+    return f"{line}{detail}, {stop.tokens} tokens computed again in {seconds(stop.seconds)}{advice}"

@@ -6,6 +6,7 @@ from time import monotonic
 
 from modeld.chat.parser import OutputParser, StopMatcher
 from modeld.engine.backend import Sampler
+from modeld.engine.explain import computed_again, stopped
 from modeld.engine.protocol import Decode, Prefix, SessionRequest, Suffix, Turn
 from modeld.engine.session import EngineSession, Prompt
 from modeld.types import (
@@ -109,6 +110,8 @@ class Job:
         self.promised = 0
         self.reused = self.restored = self.dropped = 0
         self.stop: ReuseStop | None = None
+        # What it could have reused, had reuse not stopped.
+        self.had: list[int] = []
         self.stream: Stream | None = None
         # It waits for cells or a sequence id that others hold.
         self.parked = False
@@ -151,7 +154,11 @@ class Job:
         if lost:
             self.dropped += lost
             self.reused = self.restored = 0
-            self.stop = ReuseStop(reason=why, detail=f"the KV of {lost} tokens was taken while the call ran")
+            self.blame(stopped(why, 0, f"the KV of {lost} tokens was taken while the call ran"), self.target[:lost])
+
+    def blame(self, stop: ReuseStop | None, had: list[int]) -> None:
+        """Say in the receipt why not all of ``had``, which was there, could be reused."""
+        self.stop, self.had = stop, had
 
     @property
     def runnable(self) -> bool:
@@ -205,11 +212,15 @@ class Job:
             dropped=self.dropped,
             resident=session.hot,
             window=window,
-            stop=self.stop,
             queue_seconds=(self.started or now) - self.arrived,
             prefill_seconds=(self.prefilled_at or now) - (self.started or now),
             decode_seconds=now - self.prefilled_at if self.decoding else 0.0,
         )
+        if self.stop is not None:
+            # The last token of a prompt is computed in any case: its logits are not kept.
+            end = min(self._computed(), self.reusable)
+            again = computed_again(self.had, self.target, self.reused + self.restored, end)
+            session.last_receipt = session.last_receipt.charged(self.stop, again)
         return session.last_receipt
 
     def _computed(self) -> int:

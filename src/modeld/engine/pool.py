@@ -55,6 +55,7 @@ class Pool:
         session.synced = len(request.tape)
         if request.tape:
             session.lost, session.lost_tokens = request.lost, len(request.tape)
+            session.lost_detail = request.lost_detail
         self.sessions[request.session] = session
 
     def get(self, key: int) -> EngineSession:
@@ -351,6 +352,15 @@ class Pool:
         added = tuple(session.ids[keep : session.hot])
         session.synced = max(keep, session.hot)
         return Tape(session.key, keep, added, session.hot, bool(session.fatal))
+
+    def kept(self) -> dict[int, int]:
+        """Leading tokens of each session's tape that are here, with whomever, or can come back."""
+        tapes = {key: session.remembered for key, session in self.sessions.items()}
+        shares = self._backend.shares
+        return {
+            key: max(self.sessions[key].hot, self._tree.match(tape)[0] if shares else 0, self.in_ram(tape))
+            for key, tape in tapes.items()
+        }
 
     def held(self) -> Held:
         """What the engine holds, of all sessions."""

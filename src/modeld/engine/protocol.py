@@ -62,6 +62,7 @@ class Open(Struct, frozen=True, tag="open"):
     """Tell the engine of a session before its first request. Not answered.
 
     :param tape: what the session held in an earlier engine; its KV is gone. :param lost: why.
+    :param lost_detail: the same in words, where the reason does not say all.
     :param state: what an engine told of it in a :class:`State`; one that cannot be used is as none.
     """
 
@@ -71,6 +72,7 @@ class Open(Struct, frozen=True, tag="open"):
     session_class: SessionClass = "main"
     pin: bool = False
     state: bytes = b""
+    lost_detail: str = ""
 
 
 class Prefix(Struct, frozen=True, tag="prefix"):
@@ -151,6 +153,15 @@ class Forget(Struct, frozen=True, tag="forget"):
     session: int
 
 
+class Kept(Struct, frozen=True, tag="kept"):
+    """How many leading tokens of each session's tape need not be computed again; answered between two steps.
+
+    The result is a map of sessions to tokens. Tokens that others hold count, and those that can come back.
+    """
+
+    id: int
+
+
 class Settle(Struct, frozen=True, tag="settle"):
     """The engine is about to end: put what is worth keeping where it survives that.
 
@@ -181,7 +192,7 @@ class Credit(Struct, frozen=True, tag="credit"):
 
 
 SessionRequest = Prefix | Suffix | Decode | Turn | Explain | Snapshot | Restore | Fork | Forget
-Request = Load | Open | SessionRequest | Settle | Audit | Cancel | Credit
+Request = Load | Open | SessionRequest | Kept | Settle | Audit | Cancel | Credit
 
 
 class Device(Struct, frozen=True, omit_defaults=True):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from modeld.engine.explain import stopped
 from modeld.engine.job import Job
 from modeld.engine.pool import Pool
 from modeld.engine.session import EngineSession, shared_length
-from modeld.types import ReuseStop
 
 ANSWER_CELLS = 64
 """What an answer that has begun is expected to need still, when another job asks to start beside it."""
@@ -79,7 +79,8 @@ class Room:
         job.warm = False
         if (lost := job.promised - before) > 0 and not job.decoding:
             detail = f"{lost} tokens that had left the engine could not be brought back"
-            job.stop = job.stop or ReuseStop(reason="evicted", token=before, detail=detail)
+            if job.stop is None:
+                job.blame(stopped("evicted", before, detail), job.target[: job.promised])
         return False
 
     def stalled(self, without: Sequence[Job] = ()) -> Job | None:

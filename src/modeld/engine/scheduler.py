@@ -18,6 +18,7 @@ from modeld.engine import administration
 from modeld.engine.ahead import Ahead
 from modeld.engine.backend import Backend, Slice, StepResult
 from modeld.engine.control import Control
+from modeld.engine.explain import kv_gone, why_stopped
 from modeld.engine.housekeeping import Housekeeping
 from modeld.engine.job import Job, Stream
 from modeld.engine.pool import Pool
@@ -32,6 +33,7 @@ from modeld.engine.protocol import (
     Failed,
     Forget,
     Fork,
+    Kept,
     Load,
     Open,
     Parts,
@@ -48,7 +50,7 @@ from modeld.engine.session import EngineSession, shared_length
 from modeld.errors import CancelledError, CapacityError, EngineProtocolError, ModeldError, SessionFatalError
 from modeld.session.manifest import Manifest, token_hash
 from modeld.session.values import PrefixStatus, SuffixStatus
-from modeld.types import EndPart, FinishReason, Message, ProgressPart, ReuseStop
+from modeld.types import EndPart, FinishReason, Message, ProgressPart
 
 FLUSH_SECONDS = 0.030
 """A stream's frame waits this long for more tokens; the first one does not wait.
@@ -145,6 +147,8 @@ class Scheduler:
                         job.stream.credit += tokens
             case Cancel(id=id_):
                 self._cancel(id_)
+            case Kept(id=id_):
+                self._send(Done(id_, 0, encode_result(self._pool.kept())))
             case Settle(id=id_, seconds=seconds):
                 self._housekeeping.settle(seconds)
                 self._send(Done(id_, 0, encode_result(None)))
@@ -209,13 +213,13 @@ class Scheduler:
             # From here on the session changes: nothing before this line did.
             tape, gone = session.remembered, session.gone
             shared = shared_length(tape, job.target)
-            job.stop = session.why_stopped(job.prompt, shared)
+            stop = why_stopped(session, job.prompt, shared)
             job.reused = self._pool.seat(session, job.target[: job.reusable])
             job.promised = max(job.reused, self._pool.in_ram(job.target[: job.reusable]))
             if gone is not None and job.promised < min(shared, job.reusable):
-                detail = f"the KV of {len(tape) - job.promised} tokens was gone"
-                job.stop = ReuseStop(reason=gone, token=job.promised, detail=detail)
+                stop = kv_gone(session, gone, job.promised, len(tape) - job.promised)
                 shared = job.promised
+            job.blame(stop, tape)
             job.dropped = len(tape) - shared
             if job.prompt is not None:
                 session.adopt(job.prompt, job.reused)

@@ -10,13 +10,10 @@ from msgspec import Struct
 from modeld.engine.backend import Vocabulary
 from modeld.session.values import SessionClass
 from modeld.thinking import ThinkLevel
-from modeld.types import Message, Receipt, ReuseReason, ReuseStop, Tool
+from modeld.types import Message, Receipt, ReuseReason, Tool
 
 if TYPE_CHECKING:
     from modeld.engine.job import Job
-
-CONTEXT_CHARACTERS = 20
-"""Shown on each side of the place where reuse stopped."""
 
 
 class Span(Struct, frozen=True):
@@ -67,6 +64,7 @@ class EngineSession:
         # Why KV that was there is not, and how much of it.
         self.lost: ReuseReason | None = None
         self.lost_tokens = 0
+        self.lost_detail = ""
         # Leading tokens of the tape that the node knows of.
         self.synced = 0
         self.jobs: deque[Job] = deque()
@@ -115,12 +113,12 @@ class EngineSession:
         self.text = bytearray(prompt.text)
         self.hot = reused
         self.messages, self.tools, self.think = prompt.messages, prompt.tools, prompt.think
-        self.lost, self.lost_tokens = None, 0
+        self.lost, self.lost_tokens, self.lost_detail = None, 0, ""
 
     def lose(self, reason: ReuseReason) -> None:
         """The KV is gone. What it held is remembered for the next receipt."""
         if self.hot:
-            self.lost, self.lost_tokens = reason, self.hot
+            self.lost, self.lost_tokens, self.lost_detail = reason, self.hot, ""
         self.sequence = None
         self.hot = 0
 
@@ -137,48 +135,6 @@ class EngineSession:
         """The tape, or what it was before its KV went."""
         return self.ids[: self.lost_tokens if self.gone else self.hot]
 
-    def why_stopped(self, prompt: Prompt | None, shared: int) -> ReuseStop | None:
-        """Why ``prompt`` leaves the conversation that the tape holds, of which it has ``shared`` tokens in common."""
-        if prompt is None or shared >= len(self.remembered):
-            return None
-        reason, index, character = self._difference(prompt)
-        place = shared_length(self.text, prompt.text)
-        return ReuseStop(
-            reason=reason,
-            token=shared,
-            message_index=index,
-            character=character,
-            old=_around(self.text, place),
-            new=_around(prompt.text, place),
-        )
-
-    def _difference(self, prompt: Prompt) -> tuple[ReuseReason, int | None, int | None]:
-        if self.tools != prompt.tools:
-            return "tools_changed", None, None
-        for index, (old, new) in enumerate(zip(self.messages, prompt.messages, strict=False)):
-            if (old.role, old.content, old.tool_calls, old.tool_call_id) != (
-                new.role,
-                new.content,
-                new.tool_calls,
-                new.tool_call_id,
-            ):
-                return "message_changed", index, shared_length(old.content, new.content)
-        answered = len(self.messages)
-        if len(prompt.messages) == answered and self.think != prompt.think:
-            return "think_changed", None, None
-        if len(prompt.messages) <= answered:
-            return "history_shortened", len(prompt.messages), None
-        if not self.spans or self.spans[-1].byte_end < len(self.text):
-            return "retokenized", None, None
-        answer = self.spans[-1]
-        if answer.thinking:
-            return "thinking_dropped", answered, 0
-        said = bytes(self.text[answer.byte_start : answer.byte_end]).decode("utf-8", "replace")
-        content = prompt.messages[answered].content
-        if said == content:
-            return "retokenized", answered, None
-        return "answer_changed", answered, shared_length(said, content)
-
 
 def shared_length(
     old: list[int] | bytes | bytearray | str,
@@ -194,8 +150,3 @@ def shared_length(
         else:
             high = middle - 1
     return low
-
-
-def _around(text: bytearray | bytes, place: int) -> str:
-    cut = bytes(text[max(0, place - 4 * CONTEXT_CHARACTERS) : place]).decode("utf-8", "ignore")[-CONTEXT_CHARACTERS:]
-    return cut + bytes(text[place : place + 4 * CONTEXT_CHARACTERS]).decode("utf-8", "ignore")[:CONTEXT_CHARACTERS]

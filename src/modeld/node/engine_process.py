@@ -24,6 +24,7 @@ from modeld.engine.protocol import (
     FrameReader,
     Held,
     Hello,
+    Kept,
     Load,
     Open,
     Parts,
@@ -202,7 +203,7 @@ class EngineProcess(asyncio.Protocol):
         self.send(request)
         return await self.ready
 
-    async def call(self, request: SessionRequest | Settle | Audit, type_: type[T]) -> T:
+    async def call(self, request: SessionRequest | Kept | Settle | Audit, type_: type[T]) -> T:
         """Ask, and wait for the one answer. Cancelling the wait cancels the request.
 
         :raises ModeldError: what the engine raised, or :class:`EngineCrashedError`.

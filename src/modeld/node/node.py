@@ -27,7 +27,7 @@ from modeld.node.capacity import AUTO_CELLS, MemoryState, free_memory, make_plan
 from modeld.node.device import DeviceKeeper
 from modeld.node.engine_process import EngineProcess, EngineStream, start_engine
 from modeld.node.session import Bound, NodeSession, RequestMaker
-from modeld.node.sessions import SessionRecord, SessionRegistry
+from modeld.node.sessions import SessionRecord, SessionRegistry, kept_tokens
 from modeld.node.slot import Residency, Slot, Want
 from modeld.node.snapshots import SnapshotStore
 from modeld.node.store import ModelStore, ResolvedModel
@@ -211,7 +211,8 @@ class Node:
         self._expire(resident)
         generation = resident.generation if resident else 0
         pid = resident.engine.pid if resident else 0
-        return [record.info(generation, pid) for record in self._registry.latest_first()]
+        kept = await kept_tokens(resident.engine) if resident else {}
+        return [record.info(generation, pid, kept.get(record.key)) for record in self._registry.latest_first()]
 
     async def audit(self) -> AuditReport:
         """See :meth:`modeld.session.ModelService.audit`."""
@@ -243,6 +244,14 @@ class Node:
             yield bound
         finally:
             self._unbind(bound)
+
+    def away(self, handle: SessionHandle) -> SessionRecord | None:
+        """The session's record, where no engine knows the session now and to ask one would load its model."""
+        record = self._registry.find(handle.workspace, handle.name, handle.ref.digest)
+        resident = self._slot.resident
+        if record is None or handle.epoch > self.epoch or (resident and resident.generation == record.generation):
+            return None
+        return record
 
     async def start_stream(self, session: NodeSession, request: RequestMaker) -> EngineStream:
         """Send a request that streams; the session is bound until its end."""

@@ -36,8 +36,10 @@ class Bound:
         self.rebound = rebound
 
     def stamp(self, receipt: Receipt) -> Receipt:
-        """Add what only the node knows."""
-        return msgspec.structs.replace(receipt, generation=self.residency.generation, rebound=self.rebound)
+        """Add what only the node knows, and remember it."""
+        stamped = msgspec.structs.replace(receipt, generation=self.residency.generation, rebound=self.rebound)
+        self.record.history.note(stamped)
+        return stamped
 
 
 class NodeSession:
@@ -91,15 +93,13 @@ class NodeSession:
     async def explain(self) -> ContextReport:
         """See :meth:`modeld.session.Session.explain`."""
         self._require_open()
+        if (record := self._node.away(self._handle)) is not None:
+            return record.report()
         async with self._node.bound(self._handle) as bound:
             request = Explain(self._id(bound), bound.record.key)
             report = await bound.residency.engine.call(request, ContextReport)
-            last = report.last_receipt
-            if last is not None:
-                last = msgspec.structs.replace(last, generation=bound.residency.generation)
             return msgspec.structs.replace(
-                report,
-                last_receipt=last,
+                bound.record.history.put_into(report),
                 workspace=self._handle.workspace,
                 name=self._handle.name,
                 model=self._handle.ref.name,

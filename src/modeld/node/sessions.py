@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from typing import TYPE_CHECKING, Final
 
-from modeld.engine.protocol import Held, Open, Tape
-from modeld.session.manifest import Manifest
-from modeld.session.values import ModelRef, SessionClass, SessionConfig, SessionInfo
+from modeld.engine.protocol import Held, Kept, Open, Tape
+from modeld.errors import ModeldError
+from modeld.node.breaks import BreakHistory, manifest_change
+from modeld.session.manifest import Manifest, token_hash
+from modeld.session.values import ContextReport, ModelRef, SessionClass, SessionConfig, SessionInfo
 from modeld.types import ReuseReason
+
+if TYPE_CHECKING:
+    from modeld.node.engine_process import EngineProcess
+
+KEPT_SECONDS: Final = 0.5
+"""How long a list of sessions waits for the engine, which answers between two steps."""
 
 SessionKey = tuple[str, str, str]
 """Workspace, name, model digest."""
@@ -32,9 +42,10 @@ class SessionRecord:
         self.told: tuple[SessionClass, bool] = ("main", False)
         self.active = 0
         self.last_used = time.time()
+        self.history = BreakHistory()
 
-    def info(self, resident: int, engine_pid: int) -> SessionInfo:
-        """For ``ps``. ``resident`` is the generation in the slot now."""
+    def info(self, resident: int, engine_pid: int, kept: int | None = None) -> SessionInfo:
+        """For ``ps``. ``resident`` is the generation in the slot now; ``kept``: what its engine says."""
         here = self.generation == resident
         return SessionInfo(
             workspace=self.config.workspace,
@@ -50,7 +61,33 @@ class SessionRecord:
             pin=self.config.pin,
             last_used=self.last_used,
             engine_pid=engine_pid if here and self.hot else 0,
+            kept=min(kept, len(self.tape)) if here and kept is not None else None,
         )
+
+    def report(self) -> ContextReport:
+        """What is known of it without its engine."""
+        report = ContextReport(
+            workspace=self.config.workspace,
+            name=self.config.name,
+            model=self.ref.name,
+            generation=self.generation,
+            resident=0,
+            prefix_tokens=0,
+            window=self.window,
+            available=self.window,
+            tape_hash=token_hash(()),
+            manifest=self.manifest,
+        )
+        return self.history.put_into(report)
+
+
+async def kept_tokens(engine: EngineProcess) -> dict[int, int]:
+    """Of each session the tokens that need not be computed again; nothing where the engine is too busy to say."""
+    try:
+        async with asyncio.timeout(KEPT_SECONDS):
+            return await engine.call(Kept(engine.next_id()), dict[int, int])
+    except (TimeoutError, ModeldError):
+        return {}
 
 
 class SessionRegistry:
@@ -89,13 +126,13 @@ class SessionRegistry:
                 return None
             record.told = (config.session_class, config.pin)
             return Open(record.key, session_class=config.session_class, pin=config.pin)
-        lost: ReuseReason = record.lost if record.manifest in (None, manifest) else "model_changed"
+        lost, detail = manifest_change(record.manifest, manifest) or (record.lost, "")
         record.generation, record.manifest, record.window, record.hot = generation, manifest, window, 0
         if record.fatal:
             record.fatal, record.tape = False, []
         tape = tuple(record.tape)
         record.told = (config.session_class, config.pin)
-        return Open(record.key, tape, lost, config.session_class, config.pin)
+        return Open(record.key, tape, lost, config.session_class, config.pin, lost_detail=detail)
 
     def tape_changed(self, tape: Tape) -> None:
         """The engine tells what is on a tape now."""

@@ -4,6 +4,8 @@ from modeld.session.contract import ModelService, PartStream, Session
 from modeld.session.manifest import Manifest, Segment, token_hash
 from modeld.session.values import (
     AuditReport,
+    Break,
+    BreakTotal,
     ClientInfo,
     ContextReport,
     EngineStatus,
@@ -23,6 +25,8 @@ from modeld.session.values import (
 
 __all__ = [
     "AuditReport",
+    "Break",
+    "BreakTotal",
     "ClientInfo",
     "ContextReport",
     "EngineStatus",

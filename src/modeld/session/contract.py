@@ -99,7 +99,7 @@ class Session(Protocol):
         ...
 
     async def explain(self) -> ContextReport:
-        """What is resident, under which identity, and what it cost."""
+        """What is resident, under which identity, what it cost, and why KV could not be reused. Loads no model."""
         ...
 
     async def snapshot(self) -> SnapshotInfo:

@@ -9,7 +9,7 @@ from msgspec import Struct, structs
 
 from modeld.errors import InvalidRequestError
 from modeld.session.manifest import Manifest, Segment
-from modeld.types import Receipt
+from modeld.types import Receipt, ReuseReason, ReuseStop
 
 SlotState = Literal["empty", "loading", "ready", "unloading", "failed"]
 SessionClass = Literal["main", "subagent", "side"]
@@ -254,6 +254,8 @@ class SessionInfo(Struct, frozen=True, kw_only=True):
     """A session as ``ps`` shows it.
 
     :param tape: tokens of its conversation. :param hot: tokens whose KV the engine holds now.
+    :param kept: leading tokens of the tape that need not be computed again: those the engine holds, for this session
+        or another, and those that can come back. ``None``: not known; the model is not resident, or the engine busy.
     """
 
     workspace: str
@@ -270,6 +272,7 @@ class SessionInfo(Struct, frozen=True, kw_only=True):
     pin: bool = False
     last_used: float = 0.0
     engine_pid: int = 0
+    kept: int | None = None
 
 
 class PrefixStatus(Struct, frozen=True, kw_only=True):
@@ -307,10 +310,33 @@ class SnapshotInfo(Struct, frozen=True, kw_only=True):
     tape_hash: str
 
 
+class Break(Struct, frozen=True, kw_only=True):
+    """A call that could not reuse all of its session's tape. ``at``: seconds since 1970, when it ended."""
+
+    at: float
+    stop: ReuseStop
+
+
+class BreakTotal(Struct, frozen=True, kw_only=True):
+    """What all breaks of one cause cost a session.
+
+    :param count: how many. :param tokens: computed again. :param seconds: likewise, as in the receipts.
+    """
+
+    reason: ReuseReason
+    count: int
+    tokens: int
+    seconds: float
+
+
 class ContextReport(Struct, frozen=True, kw_only=True):
     """What ``explain`` tells: the session's context, its identity, and what it cost so far.
 
     :param ahead_tokens: computed while nobody waited, because the next turn would need them; in no call's receipt.
+    Of a session whose model is not resident it tells what the node remembers.
+
+    :param breaks: the last ten calls that could not reuse the whole tape, the oldest first.
+    :param break_totals: all of them since the node came to know the session, the dearest cause first.
     """
 
     workspace: str
@@ -331,3 +357,5 @@ class ContextReport(Struct, frozen=True, kw_only=True):
     decode_tokens: int = 0
     ahead_tokens: int = 0
     fatal: str = ""
+    breaks: tuple[Break, ...] = ()
+    break_totals: tuple[BreakTotal, ...] = ()

@@ -278,8 +278,9 @@ class LeaderSession:
         moved = now != before or repeated
         if moved and not (receipt.reused or receipt.restored) and receipt.stop is None and (repeated or self._resident):
             detail = f"the owner before epoch {now} is gone, and with it the KV of {self._resident} tokens"
-            stop = ReuseStop(reason="engine_lost", detail=detail)
-            receipt = msgspec.structs.replace(receipt, dropped=receipt.dropped + self._resident, stop=stop)
+            stop = ReuseStop(reason="engine_lost", detail=detail, advice="the log of that node says why it ended")
+            receipt = msgspec.structs.replace(receipt, dropped=receipt.dropped + self._resident)
+            receipt = receipt.charged(stop, self._resident)
         if repeated and not receipt.rebound:
             receipt = msgspec.structs.replace(receipt, rebound=True)
         self._resident = receipt.resident

@@ -393,7 +393,7 @@ class Usage(_message.Message):
     def __init__(self, input: _Optional[int] = ..., cache_read: _Optional[int] = ..., cache_write: _Optional[int] = ..., output: _Optional[int] = ..., reasoning: _Optional[int] = ..., source: _Optional[str] = ...) -> None: ...
 
 class ReuseStop(_message.Message):
-    __slots__ = ("reason", "token", "message_index", "character", "old", "new", "detail")
+    __slots__ = ("reason", "token", "message_index", "character", "old", "new", "detail", "tokens", "seconds", "advice")
     REASON_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -401,6 +401,9 @@ class ReuseStop(_message.Message):
     OLD_FIELD_NUMBER: _ClassVar[int]
     NEW_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ADVICE_FIELD_NUMBER: _ClassVar[int]
     reason: str
     token: int
     message_index: int
@@ -408,7 +411,10 @@ class ReuseStop(_message.Message):
     old: str
     new: str
     detail: str
-    def __init__(self, reason: _Optional[str] = ..., token: _Optional[int] = ..., message_index: _Optional[int] = ..., character: _Optional[int] = ..., old: _Optional[str] = ..., new: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
+    tokens: int
+    seconds: float
+    advice: str
+    def __init__(self, reason: _Optional[str] = ..., token: _Optional[int] = ..., message_index: _Optional[int] = ..., character: _Optional[int] = ..., old: _Optional[str] = ..., new: _Optional[str] = ..., detail: _Optional[str] = ..., tokens: _Optional[int] = ..., seconds: _Optional[float] = ..., advice: _Optional[str] = ...) -> None: ...
 
 class Receipt(_message.Message):
     __slots__ = ("reused", "restored", "prefilled", "dropped", "resident", "window", "generation", "rebound", "stop", "queue_seconds", "prefill_seconds", "decode_seconds")
@@ -891,7 +897,7 @@ class ClientInfo(_message.Message):
     def __init__(self, pid: _Optional[int] = ..., program: _Optional[str] = ..., address: _Optional[str] = ..., calls: _Optional[int] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
 
 class SessionInfo(_message.Message):
-    __slots__ = ("workspace", "name", "model", "digest", "generation", "tape", "hot", "window", "active", "handles", "session_class", "pin", "last_used", "engine_pid")
+    __slots__ = ("workspace", "name", "model", "digest", "generation", "tape", "hot", "window", "active", "handles", "session_class", "pin", "last_used", "engine_pid", "kept")
     WORKSPACE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -906,6 +912,7 @@ class SessionInfo(_message.Message):
     PIN_FIELD_NUMBER: _ClassVar[int]
     LAST_USED_FIELD_NUMBER: _ClassVar[int]
     ENGINE_PID_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     workspace: str
     name: str
     model: str
@@ -920,7 +927,8 @@ class SessionInfo(_message.Message):
     pin: bool
     last_used: float
     engine_pid: int
-    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., generation: _Optional[int] = ..., tape: _Optional[int] = ..., hot: _Optional[int] = ..., window: _Optional[int] = ..., active: _Optional[bool] = ..., handles: _Optional[int] = ..., session_class: _Optional[str] = ..., pin: _Optional[bool] = ..., last_used: _Optional[float] = ..., engine_pid: _Optional[int] = ...) -> None: ...
+    kept: int
+    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., generation: _Optional[int] = ..., tape: _Optional[int] = ..., hot: _Optional[int] = ..., window: _Optional[int] = ..., active: _Optional[bool] = ..., handles: _Optional[int] = ..., session_class: _Optional[str] = ..., pin: _Optional[bool] = ..., last_used: _Optional[float] = ..., engine_pid: _Optional[int] = ..., kept: _Optional[int] = ...) -> None: ...
 
 class PrefixStatus(_message.Message):
     __slots__ = ("receipt", "prefix_tokens", "available", "prefix_token_hash", "manifest_digest")
@@ -964,8 +972,28 @@ class SnapshotInfo(_message.Message):
     tape_hash: str
     def __init__(self, id: _Optional[str] = ..., tokens: _Optional[int] = ..., size: _Optional[int] = ..., manifest_digest: _Optional[str] = ..., tape_hash: _Optional[str] = ...) -> None: ...
 
+class Break(_message.Message):
+    __slots__ = ("at", "stop")
+    AT_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    at: float
+    stop: ReuseStop
+    def __init__(self, at: _Optional[float] = ..., stop: _Optional[_Union[ReuseStop, _Mapping]] = ...) -> None: ...
+
+class BreakTotal(_message.Message):
+    __slots__ = ("reason", "count", "tokens", "seconds")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    count: int
+    tokens: int
+    seconds: float
+    def __init__(self, reason: _Optional[str] = ..., count: _Optional[int] = ..., tokens: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
 class ContextReport(_message.Message):
-    __slots__ = ("workspace", "name", "model", "generation", "resident", "prefix_tokens", "window", "available", "tape_hash", "manifest", "segments", "last_receipt", "prefill_calls", "prefill_tokens", "decode_calls", "decode_tokens", "fatal", "ahead_tokens")
+    __slots__ = ("workspace", "name", "model", "generation", "resident", "prefix_tokens", "window", "available", "tape_hash", "manifest", "segments", "last_receipt", "prefill_calls", "prefill_tokens", "decode_calls", "decode_tokens", "fatal", "ahead_tokens", "breaks", "break_totals")
     WORKSPACE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -984,6 +1012,8 @@ class ContextReport(_message.Message):
     DECODE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FATAL_FIELD_NUMBER: _ClassVar[int]
     AHEAD_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BREAKS_FIELD_NUMBER: _ClassVar[int]
+    BREAK_TOTALS_FIELD_NUMBER: _ClassVar[int]
     workspace: str
     name: str
     model: str
@@ -1002,4 +1032,6 @@ class ContextReport(_message.Message):
     decode_tokens: int
     fatal: str
     ahead_tokens: int
-    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., generation: _Optional[int] = ..., resident: _Optional[int] = ..., prefix_tokens: _Optional[int] = ..., window: _Optional[int] = ..., available: _Optional[int] = ..., tape_hash: _Optional[str] = ..., manifest: _Optional[_Union[Manifest, _Mapping]] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ..., last_receipt: _Optional[_Union[Receipt, _Mapping]] = ..., prefill_calls: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., decode_calls: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., fatal: _Optional[str] = ..., ahead_tokens: _Optional[int] = ...) -> None: ...
+    breaks: _containers.RepeatedCompositeFieldContainer[Break]
+    break_totals: _containers.RepeatedCompositeFieldContainer[BreakTotal]
+    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., generation: _Optional[int] = ..., resident: _Optional[int] = ..., prefix_tokens: _Optional[int] = ..., window: _Optional[int] = ..., available: _Optional[int] = ..., tape_hash: _Optional[str] = ..., manifest: _Optional[_Union[Manifest, _Mapping]] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ..., last_receipt: _Optional[_Union[Receipt, _Mapping]] = ..., prefill_calls: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., decode_calls: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., fatal: _Optional[str] = ..., ahead_tokens: _Optional[int] = ..., breaks: _Optional[_Iterable[_Union[Break, _Mapping]]] = ..., break_totals: _Optional[_Iterable[_Union[BreakTotal, _Mapping]]] = ...) -> None: ...

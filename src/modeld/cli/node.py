@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from modeld.cli.connection import connected, finish, nobody
 from modeld.cli.options import DataRootOption, JsonOption, root_of
-from modeld.cli.output import duration, emit, facts, table
+from modeld.cli.output import duration, emit, facts, table, visible
 from modeld.cli.remote import BackendOption, reached
 from modeld.errors import DeadlineExceededError, NodeNotRunningError, NodeStaleError
 
@@ -42,9 +43,14 @@ def ps(backend: BackendOption = "", data_root: DataRootOption = None, as_json: J
     elif node is None:
         print(nobody(root))
     else:
-        headers = ("SESSION", "WORKSPACE", "MODEL", "ENGINE", "HOT", "TAPE", "WINDOW", "USED")
-        table(headers, [_session_row(session) for session in sessions])
+        session_table(sessions)
     return 0
+
+
+def session_table(sessions: Sequence[SessionInfo]) -> None:
+    """Print what is known of sessions."""
+    headers = ("SESSION", "WORKSPACE", "MODEL", "ENGINE", "HOT", "TAPE", "WINDOW", "USED")
+    table(headers, [_session_row(session) for session in sessions])
 
 
 def stop(data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
@@ -139,9 +145,9 @@ def _status_facts(node: NodeStatus) -> list[tuple[str, str]]:
 def _session_row(session: SessionInfo) -> tuple[str, ...]:
     used = "now" if session.active else f"{duration(time.time() - session.last_used)} ago"
     return (
-        session.name,
-        session.workspace,
-        session.model,
+        visible(session.name),
+        visible(session.workspace),
+        visible(session.model),
         str(session.engine_pid or "-"),
         str(session.hot),
         str(session.tape),

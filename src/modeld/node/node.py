@@ -299,17 +299,18 @@ class Node:
             )
         resident = self._slot.resident
         config = SessionConfig(workspace=handle.workspace, name=handle.name)
-        record = self._registry.find(handle.workspace, handle.name, handle.ref.digest)
+        record, ref = self._registry.find(handle.workspace, handle.name, handle.ref.digest), handle.ref
         if record is not None:
-            config = record.config
-        if resident is not None and resident.holds(handle.ref):
+            # A handle that was made of what `sessions` tells has no type and no path.
+            config, ref = record.config, ref if ref.path else record.ref
+        if resident is not None and resident.holds(ref):
             # Its file need not be there any more, and is not read again for each call.
             model = resident.model
         else:
-            model = await self._resolve(handle.ref)
+            model = await self._resolve(ref)
         residency = await self._slot.acquire(Want(model, config.context, config.kv_type))
         try:
-            return self._rebind(handle, residency, record or self._registry.open(handle.ref, config))
+            return self._rebind(handle, residency, record or self._registry.open(ref, config))
         except BaseException:
             self._slot.release(residency)
             raise

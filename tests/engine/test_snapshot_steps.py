@@ -163,15 +163,19 @@ def test_requests_behind_a_snapshot_wait_in_their_order_and_explain_does_not(tmp
     engine = started()
     engine.ask(Turn(1, 1, STORY, GREEDY, credit=10**6))
     result(engine, 1, EndPart)
-    engine.ask(snapshot(2, 1, tmp_path / "x"), Turn(3, 1, asked("b"), GREEDY), Turn(4, 1, asked("c"), GREEDY))
+    turns = [Turn(id_, 1, asked(text), GREEDY) for id_, text in ((3, "b"), (7, "d"), (4, "c"))]
+    engine.ask(snapshot(2, 1, tmp_path / "x"), *turns)
     engine.steps(1)
-    engine.ask(Explain(5, 1), Cancel(3), Forget(6, 1))
+    engine.ask(Explain(5, 1), Cancel(3))
+    engine.steps(1)
+    engine.ask(Cancel(7), Forget(6, 1))
     assert result(engine, 5, ContextReport).resident > 2000
     result(engine, 6, type(None))
     ended = [reply.id for reply in engine.replies if isinstance(reply, Done | Failed)]
-    assert ended == [1, 5, 3, 2, 4, 6]
+    assert ended == [1, 5, 3, 7, 2, 4, 6]
     assert said(engine, 4) == answer_to(asked("c"))
     assert 1 not in engine.scheduler._pool.sessions
+    assert not engine.scheduler._transfers
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 5, 9])

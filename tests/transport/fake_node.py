@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -277,6 +277,25 @@ class FakeService:
     async def audit(self) -> AuditReport:
         self.answer()
         return AuditReport()
+
+    async def remove_session(self, name: str, *, workspace: str = "default", model: str = "") -> None:
+        self.answer()
+
+    async def snapshots(self) -> list[SnapshotInfo]:
+        self.answer()
+        return []
+
+    async def remove_snapshot(self, snapshot_id: str) -> None:
+        self.answer()
+
+    async def export_snapshot(self, snapshot_id: str) -> AsyncGenerator[bytes, None]:
+        self.answer()
+        yield snapshot_id.encode()
+
+    async def import_snapshot(self, data: AsyncIterable[bytes], *, snapshot_id: str = "") -> SnapshotInfo:
+        self.answer()
+        size = sum([len(piece) async for piece in data])
+        return SnapshotInfo(id="s1", tokens=3, size=size, manifest_digest="", tape_hash="")
 
 
 async def main(root: Path) -> int:

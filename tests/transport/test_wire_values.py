@@ -195,9 +195,15 @@ def test_the_table_of_methods_is_the_service(table: tuple[methods.Method, ...]) 
     service = pb.DESCRIPTOR.services_by_name[table[0].service.rpartition(".")[2]]
     assert {method.service for method in table} == {service.full_name}
     described = [
-        (m.name, m.request.__name__, m.reply.__name__ if m.reply else "StreamFrame", not m.reply) for m in table
+        (
+            *(m.name, m.request.__name__, m.reply.__name__ if m.reply else "StreamFrame"),
+            *(m.chunks == "request", not m.reply or m.chunks == "reply"),
+        )
+        for m in table
     ]
-    assert described == [(m.name, m.input_type.name, m.output_type.name, m.server_streaming) for m in service.methods]
+    assert described == [
+        (m.name, m.input_type.name, m.output_type.name, m.client_streaming, m.server_streaming) for m in service.methods
+    ]
 
 
 @pytest.mark.parametrize(

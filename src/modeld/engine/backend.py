@@ -74,6 +74,8 @@ class Backend(Vocabulary, Protocol):
     eos: str
     add_bos: bool
     tokenizer_digest: str
+    vocabulary: int
+    """Token ids are below it."""
     shares: bool
     """Any beginning of a sequence can be shared, and any end of one forgotten. Without it only whole sequences can."""
 

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from modeld.errors import EngineProtocolError, InvalidRequestError, ModeldError, error_from_code
 from modeld.session.manifest import Manifest
-from modeld.session.values import SessionClass
+from modeld.session.values import ModelRef, SessionClass, SessionConfig
 from modeld.thinking import ThinkLevel
 from modeld.types import DecodeOptions, Message, ReuseReason, StreamPart, Tool
 
@@ -122,11 +122,16 @@ class Explain(Struct, frozen=True, tag="explain"):
 
 
 class Snapshot(Struct, frozen=True, tag="snapshot"):
-    """Write the session's state to ``path``, which must not exist yet."""
+    """Write the session's state to ``path``, which must not exist yet.
+
+    :param ref: the model and :param config: how the session was opened, as the file shall name them.
+    """
 
     id: int
     session: int
     path: str
+    ref: ModelRef
+    config: SessionConfig
 
 
 class Restore(Struct, frozen=True, tag="restore"):

@@ -40,13 +40,17 @@ from modeld.engine.protocol import (
     Prefix,
     Reply,
     Request,
+    Restore,
     Settle,
+    Snapshot,
     Suffix,
     Turn,
     encode_result,
 )
 from modeld.engine.room import Room
 from modeld.engine.session import EngineSession, shared_length
+from modeld.engine.snapshot_jobs import SnapshotJobs
+from modeld.engine.transfers import WAKE, Disk, Transfers
 from modeld.errors import CancelledError, CapacityError, EngineProtocolError, ModeldError, SessionFatalError
 from modeld.session.manifest import Manifest, token_hash
 from modeld.session.values import PrefixStatus, SuffixStatus
@@ -101,6 +105,8 @@ class Scheduler:
         self._starved: list[EngineSession] = []
         self._ahead = Ahead(self._pool, prompts, backend)
         self._housekeeping = Housekeeping(self._pool, self._ahead, send)
+        disk = Disk(lambda: inbox.put(WAKE))
+        self._transfers = Transfers(SnapshotJobs(self._pool, backend, load, manifest, disk).steps)
         self._seconds_per_token = 0.0
 
     def run(self) -> None:
@@ -114,6 +120,7 @@ class Scheduler:
         fresh, self._fresh = self._fresh, []
         for session in fresh:
             self._start_next(session)
+        self._transfer()
         self._step()
         if self._active:
             self._housekeeping.beside()
@@ -124,7 +131,7 @@ class Scheduler:
         while True:
             while not self._inbox.empty():
                 self._take(self._inbox.get())
-            if self._fresh or any(job.runnable for job in self._active):
+            if self._fresh or self._transfers.ready or any(job.runnable for job in self._active):
                 return
             for job in self._active:
                 self._flush(job)
@@ -175,20 +182,30 @@ class Scheduler:
 
     def _administer(self, job: Job) -> None:
         try:
-            result = administration.perform(job, self._pool, self._backend, self._load, self._manifest)
+            result = administration.perform(job, self._pool, self._load, self._manifest)
         except ModeldError as error:
             self._fail(job, error)
         else:
             self._reply(job, result)
 
+    def _transfer(self) -> None:
+        if (ended := self._transfers.step()) is not None:
+            job, outcome = ended
+            if isinstance(outcome, ModeldError):
+                self._fail(job, outcome)
+            else:
+                self._reply(job, outcome)
+
     # Starting
 
     def _start_next(self, session: EngineSession) -> None:
-        if not session.jobs or session.jobs[0] in self._active:
+        if not session.jobs or session.jobs[0] in self._active or session.jobs[0] in self._transfers:
             return
         job = session.jobs[0]
         if session.fatal and not isinstance(job.request, Forget):
             self._fail(job, SessionFatalError(f"{session.fatal}; open the session again to start anew"))
+        elif isinstance(job.request, Snapshot | Restore):
+            self._transfers.add(job)
         elif not job.computes:
             self._administer(job)
         elif not self._room.may_compute(session, newcomer=True):
@@ -340,7 +357,10 @@ class Scheduler:
             # Two that grew side by side: the younger gives its cells back and is computed again afterwards.
             self._room.preempt(younger)
             return entries
-        if job.decoding:
+        if self._transfers:
+            # What a snapshot holds can leave when it is done.
+            job.parked = True
+        elif job.decoding:
             self._finish(job, "context_full")
         else:
             self._fail(
@@ -490,6 +510,7 @@ class Scheduler:
         job.over = True
         if job in self._active:
             self._active.remove(job)
+        self._transfers.drop(job)
         if job.stream is not None:
             job.stream.sampler.close()
         if job in session.jobs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from modeld.errors import (
     EngineCrashedError,
     InvalidRequestError,
     ModeldError,
+    SessionBusyError,
+    SessionNotFoundError,
     StaleEpochError,
     StaleGenerationError,
 )
@@ -43,6 +45,7 @@ from modeld.session.values import (
     SessionConfig,
     SessionHandle,
     SessionInfo,
+    SnapshotInfo,
 )
 from modeld.types import EndPart
 
@@ -90,7 +93,7 @@ class Node:
         self.config = config
         self.endpoints: tuple[str, ...] = ()
         self.store = ModelStore(config.data_root, allow_fake=config.allow_fake)
-        self.snapshots = SnapshotStore(config.data_root)
+        self.snapshot_store = SnapshotStore(config.data_root)
         self._instance_id = instance_id
         self.epoch = epoch
         self._resident_changed = resident_changed
@@ -222,6 +225,32 @@ class Node:
         faults = await resident.engine.call(Audit(resident.engine.next_id()), tuple[str, ...])
         return AuditReport(ledger=self._ledger(resident), faults=faults)
 
+    async def remove_session(self, name: str, *, workspace: str = "default", model: str = "") -> None:
+        """See :meth:`modeld.session.ModelService.remove_session`."""
+        record = self._only(workspace, name, model)
+        if record.active:
+            raise SessionBusyError(
+                f"a call on session {name!r} runs; cancel it or wait for its end", name=name, workspace=workspace
+            )
+        self._registry.remove(record)
+        self._forget(record, self._slot.resident)
+
+    async def snapshots(self) -> list[SnapshotInfo]:
+        """See :meth:`modeld.session.ModelService.snapshots`."""
+        return await asyncio.to_thread(self.snapshot_store.list)
+
+    async def remove_snapshot(self, snapshot_id: str) -> None:
+        """See :meth:`modeld.session.ModelService.remove_snapshot`."""
+        await asyncio.to_thread(self.snapshot_store.remove, snapshot_id)
+
+    def export_snapshot(self, snapshot_id: str) -> AsyncGenerator[bytes, None]:
+        """See :meth:`modeld.session.ModelService.export_snapshot`."""
+        return self.snapshot_store.send(snapshot_id)
+
+    async def import_snapshot(self, data: AsyncIterable[bytes], *, snapshot_id: str = "") -> SnapshotInfo:
+        """See :meth:`modeld.session.ModelService.import_snapshot`."""
+        return await self.snapshot_store.receive(data, snapshot_id)
+
     async def aclose(self) -> None:
         """End the engine. Running calls fail."""
         await self._slot.close()
@@ -288,17 +317,18 @@ class Node:
             )
         resident = self._slot.resident
         config = SessionConfig(workspace=handle.workspace, name=handle.name)
-        record = self._registry.find(handle.workspace, handle.name, handle.ref.digest)
+        record, ref = self._registry.find(handle.workspace, handle.name, handle.ref.digest), handle.ref
         if record is not None:
-            config = record.config
-        if resident is not None and resident.holds(handle.ref):
+            # A handle that was made of what `sessions` tells has no type and no path.
+            config, ref = record.config, ref if ref.path else record.ref
+        if resident is not None and resident.holds(ref):
             # Its file need not be there any more, and is not read again for each call.
             model = resident.model
         else:
-            model = await self._resolve(handle.ref)
+            model = await self._resolve(ref)
         residency = await self._slot.acquire(Want(model, config.context, config.kv_type))
         try:
-            return self._rebind(handle, residency, record or self._registry.open(handle.ref, config))
+            return self._rebind(handle, residency, record or self._registry.open(ref, config))
         except BaseException:
             self._slot.release(residency)
             raise
@@ -342,9 +372,24 @@ class Node:
     def _expire(self, residency: Residency | None) -> None:
         """Forget the sessions whose own ttl has passed."""
         for record in self._registry.expired():
-            if residency is not None and record.generation == residency.generation:
-                # Not waited for: nobody can ask for the session by this key any more.
-                residency.engine.send(Forget(residency.engine.next_id(), record.key))
+            self._forget(record, residency)
+
+    def _forget(self, record: SessionRecord, residency: Residency | None) -> None:
+        if residency is not None and record.generation == residency.generation:
+            # Not waited for: nobody can ask for the session by this key any more.
+            residency.engine.send(Forget(residency.engine.next_id(), record.key))
+
+    def _only(self, workspace: str, name: str, model: str) -> SessionRecord:
+        """The one record of that name, on that model where one is named."""
+        found = [r for r in self._registry.named(workspace, name) if model in ("", r.ref.name, r.ref.digest)]
+        if len(found) == 1:
+            return found[0]
+        where = f"session {name!r} in workspace {workspace!r}"
+        if found:
+            models = ", ".join(f"{r.ref.name} ({r.ref.digest[:12]})" for r in found)
+            raise InvalidRequestError(f"there is a {where} on several models: name one of {models}", parameter="model")
+        there = f"there is no {where}" + (f" on {model}" if model else "")
+        raise SessionNotFoundError(f"{there}; `modeld ps` names all", name=name, workspace=workspace)
 
     def _handle(self, record: SessionRecord, residency: Residency) -> SessionHandle:
         return SessionHandle(

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from modeld.engine.protocol import Decode, Explain, Fork, Prefix, Restore, Snapshot, Suffix, Turn
+from modeld.engine.protocol import Cancel, Decode, Explain, Fork, Prefix, Restore, Snapshot, Suffix, Turn
 from modeld.errors import ModeldError, SessionClosedError
 from modeld.node.engine_process import EngineStream
 from modeld.node.sessions import SessionRecord
 from modeld.node.slot import Residency
+from modeld.node.snapshots import settled
 from modeld.session.streams import BatchedStream
 from modeld.session.values import ContextReport, PrefixStatus, SessionHandle, SnapshotInfo, SuffixStatus
 from modeld.thinking import parse_think
@@ -109,21 +110,27 @@ class NodeSession:
     async def snapshot(self) -> SnapshotInfo:
         """See :meth:`modeld.session.Session.snapshot`."""
         self._require_open()
-        # Shielded: who gives up must not leave a file behind that nobody knows of.
-        return await asyncio.shield(asyncio.ensure_future(self._snapshot()))
-
-    async def _snapshot(self) -> SnapshotInfo:
+        store = self._node.snapshot_store
         async with self._node.bound(self._handle) as bound:
-            draft = await asyncio.to_thread(self._node.snapshots.draft)
-            request = Snapshot(self._id(bound), bound.record.key, str(draft))
-            info = await bound.residency.engine.call(request, SnapshotInfo)
-            await asyncio.to_thread(self._node.snapshots.publish, draft, info.id)
+            record, engine = bound.record, bound.residency.engine
+            draft, made = await asyncio.to_thread(store.draft), ""
+            ref = msgspec.structs.replace(record.ref, path="")
+            request = Snapshot(self._id(bound), record.key, str(draft), ref, record.config)
+            try:
+                # To the end: who gives up must not leave a file behind that the engine still writes.
+                call = engine.call(request, SnapshotInfo)
+                info = await settled(call, lambda: engine.send(Cancel(request.id)))
+                made = info.id
+                await settled(asyncio.to_thread(store.publish, draft, made))
+            except BaseException:
+                await settled(asyncio.to_thread(store.discard, draft, made))
+                raise
             return info
 
     async def restore(self, snapshot_id: str) -> PrefixStatus:
         """See :meth:`modeld.session.Session.restore`."""
         self._require_open()
-        path = await asyncio.to_thread(self._node.snapshots.find, snapshot_id)
+        path = await asyncio.to_thread(self._node.snapshot_store.find, snapshot_id)
         async with self._node.bound(self._handle) as bound:
             request = Restore(self._id(bound), bound.record.key, str(path), snapshot_id)
             return self._follow(bound, await bound.residency.engine.call(request, PrefixStatus))

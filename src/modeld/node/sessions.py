@@ -160,9 +160,17 @@ class SessionRegistry:
         now = time.time()
         gone = [r for r in self._by_key.values() if r.config.ttl and not r.active and now - r.last_used > r.config.ttl]
         for record in gone:
-            del self._by_key[record.key]
-            del self._by_name[record.config.workspace, record.config.name, record.ref.digest]
+            self.remove(record)
         return gone
+
+    def named(self, workspace: str, name: str) -> list[SessionRecord]:
+        """The records of that name, on whatever models."""
+        return [r for (space, called, _), r in self._by_name.items() if (space, called) == (workspace, name)]
+
+    def remove(self, record: SessionRecord) -> None:
+        """Take a record out."""
+        del self._by_key[record.key]
+        del self._by_name[record.config.workspace, record.config.name, record.ref.digest]
 
     def latest_first(self) -> list[SessionRecord]:
         """All records, the last used first."""

@@ -301,13 +301,22 @@ class SuffixStatus(Struct, frozen=True, kw_only=True):
 
 
 class SnapshotInfo(Struct, frozen=True, kw_only=True):
-    """A saved session state. ``id`` is the SHA-256 of the file."""
+    """A saved session state. ``id`` is the SHA-256 of the file.
+
+    :param size: of the file, in bytes. :param created: seconds since 1970.
+    :param ref: the model, without a path. :param config: how the session was opened.
+    :param error: why the file cannot be used; then only ``id`` and ``size`` are known.
+    """
 
     id: str
     tokens: int
     size: int
     manifest_digest: str
     tape_hash: str
+    created: float = 0.0
+    ref: ModelRef | None = None
+    config: SessionConfig | None = None
+    error: str = ""
 
 
 class Break(Struct, frozen=True, kw_only=True):

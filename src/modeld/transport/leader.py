@@ -9,9 +9,10 @@ as this client knew it: by the last receipt it got.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
@@ -139,6 +140,34 @@ class LeaderNode:
     async def audit(self) -> AuditReport:
         """See :meth:`modeld.session.ModelService.audit`."""
         return await self._route.call(lambda node: node.audit(), repeat=True)
+
+    async def remove_session(self, name: str, *, workspace: str = "default", model: str = "") -> None:
+        """See :meth:`modeld.session.ModelService.remove_session`."""
+
+        async def removed(node: RemoteNode) -> None:
+            await node.remove_session(name, workspace=workspace, model=model)
+
+        await self._route.call(removed, repeat=False)
+
+    async def snapshots(self) -> list[SnapshotInfo]:
+        """See :meth:`modeld.session.ModelService.snapshots`."""
+        return await self._route.call(lambda node: node.snapshots(), repeat=True)
+
+    async def remove_snapshot(self, snapshot_id: str) -> None:
+        """See :meth:`modeld.session.ModelService.remove_snapshot`."""
+        await self._route.call(lambda node: node.remove_snapshot(snapshot_id), repeat=False)
+
+    async def export_snapshot(self, snapshot_id: str) -> AsyncGenerator[bytes, None]:
+        """See :meth:`modeld.session.ModelService.export_snapshot`. An owner that is lost ends it."""
+        node = await self._route.current(sure=True)
+        async with contextlib.aclosing(node.export_snapshot(snapshot_id)) as pieces:
+            async for data in pieces:
+                yield data
+
+    async def import_snapshot(self, data: AsyncIterable[bytes], *, snapshot_id: str = "") -> SnapshotInfo:
+        """See :meth:`modeld.session.ModelService.import_snapshot`. An owner that is lost ends it."""
+        node = await self._route.current(sure=True)
+        return await node.import_snapshot(data, snapshot_id=snapshot_id)
 
     async def shutdown(self) -> None:
         """Ask the node that answered last to end, and no successor of it. It answers first."""

@@ -24,7 +24,9 @@ class LlamaBackend:
         self._vocab = native.llama_model_get_vocab(model)
         self._batch = native.llama_batch_init(request.batch, 0, 1)
         self._limit = request.batch
-        self._scratch = request.sequences
+        # Ours is the native sequence 0, the scheduler's follow: state names its sequence, and that of an engine with
+        # more sequences must be the same bytes.
+        self._scratch = -1
         self._rows: list[int] = []
         self._pieces: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}
@@ -104,7 +106,7 @@ class LlamaBackend:
             for token in part.tokens:
                 tokens[i] = token
                 positions[i] = position
-                sequences[i][0] = part.sequence
+                sequences[i][0] = part.sequence + 1
                 wanted[i] = 0
                 position += 1
                 i += 1
@@ -137,7 +139,7 @@ class LlamaBackend:
 
     def remove(self, sequence: int, start: int, end: int = -1) -> bool:
         """Take the sequence off these cells."""
-        if self._n.llama_memory_seq_rm(self._memory, sequence, start, end):
+        if self._n.llama_memory_seq_rm(self._memory, sequence + 1, start, end):
             return True
         if start == 0 and end < 0:
             raise ModelLoadError(f"llama.cpp cannot clear sequence {sequence}")
@@ -145,7 +147,7 @@ class LlamaBackend:
 
     def share(self, source: int, target: int, start: int = 0, end: int = -1) -> None:
         """Mark the source's cells as the target's too."""
-        self._n.llama_memory_seq_cp(self._memory, source, target, start, end)
+        self._n.llama_memory_seq_cp(self._memory, source + 1, target + 1, start, end)
 
     def save(self, sequence: int, start: int = 0, end: int = -1) -> bytes:
         """The state of a sequence, always written as that of the scratch sequence: the bytes name their sequence."""
@@ -156,16 +158,16 @@ class LlamaBackend:
             self.remove(self._scratch, 0)
 
     def _read(self, sequence: int) -> bytes:
-        size = self._n.llama_state_seq_get_size(self._context, sequence)
+        size = self._n.llama_state_seq_get_size(self._context, sequence + 1)
         buffer = (ctypes.c_uint8 * size)()
-        written = self._n.llama_state_seq_get_data(self._context, buffer, size, sequence)
+        written = self._n.llama_state_seq_get_data(self._context, buffer, size, sequence + 1)
         return bytes(memoryview(buffer)[:written])
 
     def restore(self, sequence: int, state: bytes, start: int = 0, end: int = -1) -> bool:
         """``llama_state_seq_set_data``, then read back: only a state that reads back equal counts as restored."""
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
         try:
-            read = self._n.llama_state_seq_set_data(self._context, buffer, len(state), self._scratch)
+            read = self._n.llama_state_seq_set_data(self._context, buffer, len(state), self._scratch + 1)
             if read != len(state) or self._read(self._scratch) != state:
                 return False
             self.share(self._scratch, sequence, start, end)

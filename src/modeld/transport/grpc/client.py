@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -25,6 +25,7 @@ from modeld.session.values import (
     SnapshotInfo,
     SuffixStatus,
 )
+from modeld.transport.grpc.chunks import download, upload
 from modeld.transport.grpc.options import NO_ACCESS, Access
 from modeld.transport.grpc.repository_client import RemoteRepository
 from modeld.transport.grpc.stream import RemoteStream
@@ -41,9 +42,12 @@ from modeld.transport.methods import (
     LoadRequest,
     ModelRequest,
     PrefillSuffixRequest,
+    RemoveSessionRequest,
     RestoreRequest,
     SessionInfos,
     SessionRequest,
+    SnapshotInfos,
+    SnapshotRequest,
     TurnRequest,
     UnloadRequest,
     identity_proof,
@@ -139,6 +143,27 @@ class RemoteNode:
     async def audit(self) -> AuditReport:
         """See :meth:`modeld.session.ModelService.audit`."""
         return await self._wire.call("Audit", Empty(), AuditReport)
+
+    async def remove_session(self, name: str, *, workspace: str = "default", model: str = "") -> None:
+        """See :meth:`modeld.session.ModelService.remove_session`."""
+        request = RemoveSessionRequest(name=name, workspace=workspace, model=model)
+        await self._wire.call("RemoveSession", request, Empty)
+
+    async def snapshots(self) -> list[SnapshotInfo]:
+        """See :meth:`modeld.session.ModelService.snapshots`."""
+        return list((await self._wire.call("ListSnapshots", Empty(), SnapshotInfos)).snapshots)
+
+    async def remove_snapshot(self, snapshot_id: str) -> None:
+        """See :meth:`modeld.session.ModelService.remove_snapshot`."""
+        await self._wire.call("RemoveSnapshot", SnapshotRequest(snapshot_id=snapshot_id), Empty)
+
+    def export_snapshot(self, snapshot_id: str) -> AsyncGenerator[bytes, None]:
+        """See :meth:`modeld.session.ModelService.export_snapshot`."""
+        return download(self._wire, snapshot_id)
+
+    async def import_snapshot(self, data: AsyncIterable[bytes], *, snapshot_id: str = "") -> SnapshotInfo:
+        """See :meth:`modeld.session.ModelService.import_snapshot`."""
+        return await upload(self._wire, data, snapshot_id)
 
     async def shutdown(self) -> None:
         """Ask the node to end. It answers first; that it is gone shows in its lock."""

@@ -12,7 +12,7 @@ import logging
 import os
 import stat
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, cast
 
@@ -30,6 +30,7 @@ from modeld.transport.convert import from_bytes, to_bytes
 from modeld.transport.errors import DETAILS_KEY, public_error, to_status
 from modeld.transport.grpc.auth import TokenRequired
 from modeld.transport.grpc.callers import Callers
+from modeld.transport.grpc.chunks import ChunkCalls
 from modeld.transport.grpc.options import server_options, target
 from modeld.transport.grpc.relay import Context, StreamRelay
 from modeld.transport.grpc.repository_server import RepositoryCalls
@@ -50,9 +51,12 @@ from modeld.transport.methods import (
     Method,
     ModelRequest,
     PrefillSuffixRequest,
+    RemoveSessionRequest,
     RestoreRequest,
     SessionInfos,
     SessionRequest,
+    SnapshotInfos,
+    SnapshotRequest,
     TurnRequest,
     identity_proof,
 )
@@ -62,6 +66,8 @@ from modeld.transport.security import TLS_SCHEME, Listener, require_loopback
 log = logging.getLogger(__name__)
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
+
+_METHODS = {method.name: method for method in METHODS}
 
 
 class GrpcServer:
@@ -87,6 +93,7 @@ class GrpcServer:
         self._epoch = epoch
         self._on_shutdown = on_shutdown
         self._streams = StreamRelay()
+        self._chunks = ChunkCalls(service)
         self._callers = Callers()
         self._health = health.aio.HealthServicer()
         self._servers: list[grpc.aio.Server] = []
@@ -151,13 +158,11 @@ class GrpcServer:
         streams = {
             "Decode": lambda request, context: self._streams.relay(request.request_id, self._decode(request), context),
             "Turn": lambda request, context: self._streams.relay(request.request_id, self._turn(request), context),
+            "ExportSnapshot": self._chunks.send,
         }
-        return {
-            method.name: self._unary(method, calls[method.name])
-            if method.reply
-            else self._streaming(method, streams[method.name])
-            for method in METHODS
-        }
+        served = {name: self._unary(_METHODS[name], call) for name, call in calls.items()}
+        served |= {name: self._streaming(_METHODS[name], relay) for name, relay in streams.items()}
+        return {**served, "ImportSnapshot": self._receiving(_METHODS["ImportSnapshot"])}
 
     def _repository_handlers(self, gateway: RepositoryService, local: bool) -> dict[str, Handler]:
         served = RepositoryCalls(gateway)
@@ -198,6 +203,17 @@ class GrpcServer:
 
         return grpc.unary_stream_rpc_method_handler(cast("Any", handle))
 
+    def _receiving(self, method: Method) -> Handler:
+        async def handle(requests: AsyncIterator[bytes], context: Context) -> bytes:
+            try:
+                self._callers.heard(context)
+                self._check_epoch(method, context)
+                return to_bytes(await self._chunks.receive(requests))
+            except Exception as error:
+                await _abort(context, method, error)
+
+        return grpc.stream_unary_rpc_method_handler(cast("Any", handle))
+
     def _check_epoch(self, method: Method, context: Context) -> None:
         if not method.fenced:
             return
@@ -235,6 +251,9 @@ class GrpcServer:
             "Snapshot": lambda request: self._session(request).snapshot(),
             "Restore": self._restore,
             "Fork": self._fork,
+            "RemoveSession": self._remove_session,
+            "ListSnapshots": self._list_snapshots,
+            "RemoveSnapshot": self._remove_snapshot,
             "Shutdown": self._shutdown,
         }
 
@@ -290,6 +309,17 @@ class GrpcServer:
 
     async def _fork(self, request: ForkRequest) -> Struct:
         return (await self._session(request).fork(request.name, workspace=request.workspace)).handle
+
+    async def _remove_session(self, request: RemoveSessionRequest) -> Empty:
+        await self._service.remove_session(request.name, workspace=request.workspace, model=request.model)
+        return Empty()
+
+    async def _list_snapshots(self, request: Empty) -> SnapshotInfos:
+        return SnapshotInfos(snapshots=tuple(await self._service.snapshots()))
+
+    async def _remove_snapshot(self, request: SnapshotRequest) -> Empty:
+        await self._service.remove_snapshot(request.snapshot_id)
+        return Empty()
 
     async def _shutdown(self, request: Empty) -> Empty:
         return request

@@ -144,6 +144,36 @@ class ForkRequest(_message.Message):
     workspace: str
     def __init__(self, handle: _Optional[_Union[SessionHandle, _Mapping]] = ..., name: _Optional[str] = ..., workspace: _Optional[str] = ...) -> None: ...
 
+class RemoveSessionRequest(_message.Message):
+    __slots__ = ("name", "workspace", "model")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WORKSPACE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    workspace: str
+    model: str
+    def __init__(self, name: _Optional[str] = ..., workspace: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+
+class SnapshotRequest(_message.Message):
+    __slots__ = ("snapshot_id",)
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    snapshot_id: str
+    def __init__(self, snapshot_id: _Optional[str] = ...) -> None: ...
+
+class SnapshotInfos(_message.Message):
+    __slots__ = ("snapshots",)
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    snapshots: _containers.RepeatedCompositeFieldContainer[SnapshotInfo]
+    def __init__(self, snapshots: _Optional[_Iterable[_Union[SnapshotInfo, _Mapping]]] = ...) -> None: ...
+
+class SnapshotChunk(_message.Message):
+    __slots__ = ("data", "snapshot_id")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    snapshot_id: str
+    def __init__(self, data: _Optional[bytes] = ..., snapshot_id: _Optional[str] = ...) -> None: ...
+
 class RegisterBackendRequest(_message.Message):
     __slots__ = ("backend", "secret", "replace")
     BACKEND_FIELD_NUMBER: _ClassVar[int]
@@ -959,18 +989,26 @@ class SuffixStatus(_message.Message):
     def __init__(self, receipt: _Optional[_Union[Receipt, _Mapping]] = ..., prefix_tokens: _Optional[int] = ..., suffix_tokens: _Optional[int] = ..., available: _Optional[int] = ..., manifest_digest: _Optional[str] = ...) -> None: ...
 
 class SnapshotInfo(_message.Message):
-    __slots__ = ("id", "tokens", "size", "manifest_digest", "tape_hash")
+    __slots__ = ("id", "tokens", "size", "manifest_digest", "tape_hash", "created", "ref", "config", "error")
     ID_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
     TAPE_HASH_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    REF_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
     id: str
     tokens: int
     size: int
     manifest_digest: str
     tape_hash: str
-    def __init__(self, id: _Optional[str] = ..., tokens: _Optional[int] = ..., size: _Optional[int] = ..., manifest_digest: _Optional[str] = ..., tape_hash: _Optional[str] = ...) -> None: ...
+    created: float
+    ref: ModelRef
+    config: SessionConfig
+    error: str
+    def __init__(self, id: _Optional[str] = ..., tokens: _Optional[int] = ..., size: _Optional[int] = ..., manifest_digest: _Optional[str] = ..., tape_hash: _Optional[str] = ..., created: _Optional[float] = ..., ref: _Optional[_Union[ModelRef, _Mapping]] = ..., config: _Optional[_Union[SessionConfig, _Mapping]] = ..., error: _Optional[str] = ...) -> None: ...
 
 class Break(_message.Message):
     __slots__ = ("at", "stop")

@@ -74,6 +74,8 @@ class Backend(Vocabulary, Protocol):
     eos: str
     add_bos: bool
     tokenizer_digest: str
+    kv_layout: str
+    """What decides the bytes of KV besides :attr:`Load.kv_type`; part of the manifest."""
     shares: bool
     """Any beginning of a sequence can be shared, and any end of one forgotten. Without it only whole sequences can."""
 

@@ -43,6 +43,7 @@ from modeld.engine.protocol import (
 )
 from modeld.engine.room import Room
 from modeld.engine.session import EngineSession, shared_length
+from modeld.engine.tiers import open_tiers
 from modeld.errors import CancelledError, CapacityError, EngineProtocolError, ModeldError, SessionFatalError
 from modeld.session.manifest import Manifest, token_hash
 from modeld.session.values import PrefixStatus, SuffixStatus
@@ -89,13 +90,15 @@ class Scheduler:
         self._send = send
         self._inbox = inbox
         self._control = control
-        self._pool = Pool(backend, load, send)
+        # A credit for nobody: it only ends a wait.
+        tiers = open_tiers(load, manifest.digest, lambda: inbox.put(Credit(0, 0))) if backend.shares else None
+        self._pool = Pool(backend, load, send, tiers)
         self._active: list[Job] = []
         self._room = Room(self._pool, self._active, shares=backend.shares)
         # Sessions whose first job may be started now, and those for which there was no sequence id.
         self._fresh: list[EngineSession] = []
         self._starved: list[EngineSession] = []
-        self._housekeeping = Housekeeping(self._pool, send)
+        self._housekeeping = Housekeeping(self._pool, tiers, send)
         self._seconds_per_token = 0.0
 
     def run(self) -> None:
@@ -119,6 +122,7 @@ class Scheduler:
         while True:
             while not self._inbox.empty():
                 self._take(self._inbox.get())
+            self._housekeeping.collect()
             if self._fresh or any(job.runnable for job in self._active):
                 return
             for job in self._active:
@@ -205,7 +209,7 @@ class Scheduler:
             shared = shared_length(tape, job.target)
             job.stop = session.why_stopped(job.prompt, shared)
             job.reused = self._pool.seat(session, job.target[: job.reusable])
-            job.promised = max(job.reused, self._pool.in_ram(job.target[: job.reusable]))
+            job.promised = max(job.reused, self._pool.kept(job.target[: job.reusable]))
             if gone is not None and job.promised < min(shared, job.reusable):
                 detail = f"the KV of {len(tape) - job.promised} tokens was gone"
                 job.stop = ReuseStop(reason=gone, token=job.promised, detail=detail)
@@ -306,6 +310,7 @@ class Scheduler:
 
     def _measure(self, tokens: int, seconds: float) -> None:
         if tokens >= 2 * MIN_CHUNK:
+            self._housekeeping.measured(tokens, seconds)
             rate = seconds / tokens
             self._seconds_per_token = (self._seconds_per_token + rate) / 2 if self._seconds_per_token else rate
 

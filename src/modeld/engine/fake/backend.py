@@ -77,6 +77,7 @@ class FakeBackend:
     eos = END
     add_bos = False
     tokenizer_digest = hashlib.sha256(b"one rune is one token").hexdigest()
+    kv_layout = "runes"
     shares = True
 
     def __init__(self, request: Load) -> None:

@@ -69,6 +69,11 @@ class Disk:
         """Bytes that may be written still."""
         return self.budget - self.bytes - self.reserved
 
+    @property
+    def others(self) -> int:
+        """Bytes of files that no block of ours stands for."""
+        return sum(self._others.values())
+
     def drop_other(self) -> bool:
         """Delete the oldest file that no block of ours stands for. ``False``: there is none."""
         if not self._others:

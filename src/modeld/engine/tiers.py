@@ -1,12 +1,8 @@
-"""What left the engine: in main memory, in files, or both; who stays there, and who leaves when there is too little.
-
-All payloads have about as many bytes for a token and a token's prefill about the same cost, so the seconds that a byte
-saves differ by who would miss it and how soon: class and pin first, then the latest use.
-"""
+"""What left the engine: in main memory, in files, or both; who stays there, and who leaves when there is too little."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
@@ -15,6 +11,7 @@ from time import monotonic
 from modeld.engine.block_files import DamagedError, Found, Header
 from modeld.engine.blocks import Block, Blocks, descendants
 from modeld.engine.disk import Disk
+from modeld.engine.leaving import leave_in_order, may_leave, may_lose_file, value_of
 from modeld.engine.protocol import Load
 from modeld.session.manifest import pack_tokens
 
@@ -127,11 +124,9 @@ class Tiers:
             if one is None or one.parent is None:
                 continue
             held = one.state is not None and not one.writing and not one.gone
-            followed = any(child.file or child.writing for child in one.children)
-            alone = one.file > 0 and not one.reading and not followed and not one.gone
             _put(self._doubles, one, held and one.file > 0)
-            _put(self._loose, one, held and not one.file and not one.children)
-            _put(self._last, one, alone and (one.state is not None or not one.children))
+            _put(self._loose, one, may_leave(one, ()))
+            _put(self._last, one, may_lose_file(one, ()))
             if not held or one.file:
                 self._unwritten.pop(one, None)
             elif one not in self._unwritten:
@@ -140,18 +135,32 @@ class Tiers:
     # Out
 
     def _make_room(self, size: int, weight: int, before: int) -> bool:
-        """Let payloads go that were not used since ``before``, until ``size`` bytes fit."""
-        while self.ram + size > self._budget:
-            if doubles := [block for block in self._doubles if block.used < before]:
-                block = min(doubles, key=_value)
-                block.state = None
-                self.ram -= block.size
-                self._sort(block)
-                continue
-            loose = [block for block in self._loose if block.weight <= weight and block.used < before]
-            if not loose:
-                return False
-            self._remove(min(loose, key=_value))
+        """Let payloads go that were not used since ``before``, until ``size`` bytes fit.
+
+        ``False``: nothing was done.
+        """
+        missing = self.ram + size - self._budget
+        if missing <= 0:
+            return True
+        leaving: list[Block] = []
+        for block in sorted((block for block in self._doubles if block.used < before), key=value_of):
+            if missing <= 0:
+                break
+            leaving.append(block)
+            missing -= block.size
+
+        def may(block: Block, chosen: Container[Block]) -> bool:
+            return block.weight <= weight and block.used < before and may_leave(block, chosen)
+
+        loose = leave_in_order(self._loose, may, missing, lambda block: block.size)
+        if loose is None:
+            return False
+        for block in leaving:
+            block.state = None
+            self.ram -= block.size
+            self._sort(block)
+        for block in loose:
+            self._remove(block)
         return True
 
     def drop(self, block: Block) -> None:
@@ -220,7 +229,7 @@ class Tiers:
         if not (parent.on_disk or parent.writing) or not self._worth_reading(disk, block):
             return
         header = Header(parent.key, block.tokens, block.weight, block.size, bytes(32))
-        if not self._make_file_room(disk, header.file_size(), _value(block)):
+        if not self._make_file_room(disk, header.file_size(), value_of(block)):
             return
         block.writing = True
         self._sort(block)
@@ -241,14 +250,18 @@ class Tiers:
         self._sort(block)
 
     def _make_file_room(self, disk: Disk, size: int, value: tuple[int, int]) -> bool:
-        """Delete files: of other models first, then of what is worth less."""
-        while disk.free < size:
-            if disk.drop_other():
-                continue
-            last = [block for block in self._last if _value(block) < value]
-            if not last:
-                return False
-            self._delete_file(disk, min(last, key=_value))
+        """Delete files: of other models first, then of what is worth less. ``False``: nothing was done."""
+
+        def may(block: Block, chosen: Container[Block]) -> bool:
+            return value_of(block) < value and may_lose_file(block, chosen)
+
+        leaving = leave_in_order(self._last, may, size - disk.free - disk.others, lambda block: block.file)
+        if leaving is None:
+            return False
+        while disk.free < size and disk.drop_other():
+            pass
+        for block in leaving:
+            self._delete_file(disk, block)
         return True
 
     def _delete_file(self, disk: Disk, block: Block) -> None:
@@ -358,7 +371,3 @@ def _put(group: set[Block], block: Block, belongs: bool) -> None:
         group.add(block)
     else:
         group.discard(block)
-
-
-def _value(block: Block) -> tuple[int, int]:
-    return block.weight, block.used

@@ -9,13 +9,14 @@ from modeld.engine.fake.backend import FakeBackend
 from modeld.engine.pool import Pool
 from modeld.engine.protocol import Load
 from modeld.engine.session import EngineSession
+from modeld.engine.tiers import open_tiers
 
 LOAD = Load(path="", name="fake", digest="d", cells=310, window=300, sequences=3, batch=64, ram=10**6)
 
 
 @pytest.fixture
 def pool() -> Pool:
-    pool = Pool(FakeBackend(LOAD), LOAD, lambda evicted: None)
+    pool = Pool(FakeBackend(LOAD), LOAD, lambda evicted: None, open_tiers(LOAD, "00" * 32, lambda: None))
     session = pool.get(1)
     assert pool.give_sequence(session)
     session.ids = list(range(40))
@@ -54,6 +55,6 @@ def test_bytes_that_nobody_booked_are_seen(pool: Pool) -> None:
     fill(pool)
     while pool.save_next():
         pass
-    assert pool._warm is not None
-    pool._warm.bytes += 1
-    assert any("RAM holds" in fault for fault in pool.audit())
+    assert pool._tiers is not None
+    pool._tiers.ram += 1
+    assert any("main memory holds" in fault for fault in pool.audit())

@@ -273,9 +273,9 @@ class WarmSessions(Sessions):
 
     @invariant()
     def ram_is_within_its_budget(self) -> None:
-        warm = self.engine.scheduler._pool._warm
-        assert warm is not None
-        assert warm.bytes <= 2000
+        tiers = self.engine.scheduler._pool._tiers
+        assert tiers is not None
+        assert tiers.ram <= 2000
 
 
 BOUNDS = settings(max_examples=300, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
@@ -353,8 +353,8 @@ def test_another_tape_of_the_same_length_is_saved_too() -> None:
         engine.ask(Turn(id_, 1, (Message("user", word * 50),), DecodeOptions(temperature=0)))
         assert engine.steps(1000)
     pool = engine.scheduler._pool
-    assert pool._warm is not None
+    assert pool._tiers is not None
     for word in ("aaaa", "bbbb", "cccc"):
         prompt = [ord(rune) for rune in rendered((Message("user", word * 50),))]
-        assert pool._warm.length(prompt) == len(prompt)
+        assert pool._tiers.blocks.length(prompt) == len(prompt)
     assert pool._branches == {}

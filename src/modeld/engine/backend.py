@@ -76,6 +76,8 @@ class Backend(Vocabulary, Protocol):
     tokenizer_digest: str
     vocabulary: int
     """Token ids are below it."""
+    kv_layout: str
+    """What decides the bytes of KV besides :attr:`Load.kv_type`; part of the manifest."""
     shares: bool
     """Any beginning of a sequence can be shared, and any end of one forgotten. Without it only whole sequences can."""
 

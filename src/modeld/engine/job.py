@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
 
 from modeld.chat.parser import OutputParser, StopMatcher
@@ -108,6 +109,8 @@ class Job:
         # RAM may still have some of what it needs; how many leading tokens it seemed to have.
         self.warm = True
         self.promised = 0
+        # Says whether a file that holds what it needs next is still being read.
+        self.awaits: Callable[[], bool] | None = None
         self.reused = self.restored = self.dropped = 0
         self.stop: ReuseStop | None = None
         # What it could have reused, had reuse not stopped.
@@ -163,7 +166,7 @@ class Job:
     @property
     def runnable(self) -> bool:
         """It can use the next step."""
-        return not self.parked and not self.stalled
+        return not self.parked and not self.stalled and not (self.awaits is not None and self.awaits())
 
     @property
     def remaining(self) -> list[int]:

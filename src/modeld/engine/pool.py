@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic
 
 from modeld.engine.backend import Backend
+from modeld.engine.blocks import Block
 from modeld.engine.prefix_tree import PrefixTree
 from modeld.engine.protocol import Evicted, Held, Load, Open, Tape
 from modeld.engine.session import EngineSession, shared_length
-from modeld.engine.warm import WarmBlocks
+from modeld.engine.tiers import Tiers
 
 MIN_BRANCH = 32
 """Tokens that are worth a sequence id of their own, or a way to RAM and back: computing fewer takes one step."""
@@ -30,9 +32,12 @@ class Pool:
     What leaves the engine goes to RAM, as far as its budget allows, and comes back when it is asked for.
 
     :param told: is given an :class:`Evicted` whenever a session loses its KV to another.
+    :param tiers: keep what leaves the engine.
     """
 
-    def __init__(self, backend: Backend, load: Load, told: Callable[[Evicted], None]) -> None:
+    def __init__(
+        self, backend: Backend, load: Load, told: Callable[[Evicted], None], tiers: Tiers | None = None
+    ) -> None:
         self._backend = backend
         self._cells = load.cells
         self._ids = load.sequences
@@ -40,9 +45,12 @@ class Pool:
         self._told = told
         self._tree = PrefixTree()
         self._branches: dict[int, float] = {}
-        self._warm = WarmBlocks(load.ram) if load.ram and backend.shares else None
+        self._tiers = tiers if backend.shares else None
         # Tape lengths of sequences of which RAM has, or does not want, any more.
         self._saved: dict[int, int] = {}
+        # Sequences for which RAM had no room, and how many blocks were in files then.
+        self._refused: set[int] = set()
+        self._written = 0
         self.sessions: dict[int, EngineSession] = {}
 
     def open(self, request: Open) -> None:
@@ -175,7 +183,7 @@ class Pool:
         old = session.sequence
         if old is None or not self._free or not self._backend.shares or self._tree.alone(old) < MIN_BRANCH:
             return False
-        if self._all_in_ram(old):
+        if self._all_kept(old):
             # Its cells are for what comes now: llama.cpp's attention passes over all up to the last one in use.
             return False
         self._branches[old] = monotonic()
@@ -210,7 +218,7 @@ class Pool:
 
     def known(self, ids: Sequence[int]) -> int:
         """How many leading tokens of ``ids`` need not be computed."""
-        return max(self._tree.match(ids)[0], self.in_ram(ids))
+        return max(self._tree.match(ids)[0], self.stored(ids))
 
     def extended(self, session: EngineSession, tokens: list[int]) -> None:
         """A step has computed ``tokens`` behind the session's tape."""
@@ -257,7 +265,15 @@ class Pool:
 
         :returns: ``False``: all that is worth it is there.
         """
-        return self._warm is not None and any(self._save_one(*one) for one in self._resting(0.0))
+        if self._tiers is None:
+            return False
+        if self._written != self._tiers.written:
+            # What is in files can make room in RAM.
+            self._written = self._tiers.written
+            for sequence in self._refused:
+                self._saved.pop(sequence, None)
+            self._refused.clear()
+        return any(self._save_one(*one) for one in self._resting(0.0))
 
     def thin_out(self, rest: float) -> None:
         """Beside running streams: copy some blocks to RAM, and let one who has all of it there leave the engine.
@@ -266,23 +282,23 @@ class Pool:
 
         :param rest: seconds that a session was not used; a branch need not have rested.
         """
-        if self._warm is None:
+        if self._tiers is None:
             return
         end = monotonic() + COPY_SECONDS
         for sequence, weight in self._resting(rest):
             while self._save_one(sequence, weight):
                 if monotonic() > end:
                     return
-            if self._all_in_ram(sequence):
+            if self._all_kept(sequence):
                 if sequence in self._branches:
                     self._drop_branch(sequence)
                 else:
                     self.evict(next(s for s in self.sessions.values() if s.sequence == sequence))
                 return
 
-    def _all_in_ram(self, sequence: int) -> bool:
+    def _all_kept(self, sequence: int) -> bool:
         tape = self._tree.tape(sequence)
-        return self._warm is not None and self._warm.length(tape) == len(tape)
+        return self._tiers is not None and self._tiers.blocks.length(tape) == len(tape)
 
     def _resting(self, rest: float) -> list[tuple[int, int]]:
         """Sequences that nobody uses, with their weight, the longest unused first."""
@@ -301,20 +317,36 @@ class Pool:
 
     def _save_one(self, sequence: int, weight: int) -> bool:
         length = self._tree.length(sequence)
-        if self._warm is None or length < MIN_BRANCH or self._saved.get(sequence) == length:
+        if self._tiers is None or length < MIN_BRANCH or self._saved.get(sequence) == length:
             return False
         tape = self._tree.tape(sequence)
-        missing = self._warm.missing(tape)
+        missing = self._tiers.blocks.missing(tape)
         if missing is not None:
             start, end = missing
-            if self._warm.add(tape, start, end, weight, lambda: self._backend.save(sequence, start, end)):
+            if self._tiers.add(tape, start, end, weight, lambda: self._backend.save(sequence, start, end)):
                 return True
+            self._refused.add(sequence)
         self._saved[sequence] = length
         return False
 
-    def in_ram(self, ids: Sequence[int]) -> int:
+    def stored(self, ids: Sequence[int]) -> int:
         """How many leading tokens of ``ids`` :meth:`restore_next` may bring back."""
-        return self._warm.length(ids) if self._warm is not None else 0
+        return self._tiers.blocks.length(ids) if self._tiers is not None else 0
+
+    def fetch(self, session: EngineSession, ids: Sequence[int]) -> Callable[[], bool] | None:
+        """Have read what :meth:`restore_next` needs next, where it is in a file.
+
+        :returns: says whether it is worth while to wait still; ``None``: there is nothing to wait for.
+        """
+        path = self._ahead(ids, session.hot)
+        if self._tiers is None or not path or not self._tiers.fetch([block for block, _ in path]):
+            return None
+        return partial(self._tiers.waits, path[0][0])
+
+    def _ahead(self, ids: Sequence[int], at: int) -> list[tuple[Block, int]]:
+        """Blocks that go on from ``at``; none where they hold too little."""
+        path = self._tiers.blocks.ahead(ids, at) if self._tiers is not None else []
+        return path if path and path[-1][1] - at >= min(MIN_BRANCH, len(ids) - at) else []
 
     def restore_next(self, session: EngineSession, ids: Sequence[int]) -> int:
         """Bring a block of ``ids`` behind the session's tape back from RAM.
@@ -324,17 +356,18 @@ class Pool:
         :returns: tokens gained; 0: there is no more, or no room.
         """
         at, sequence = session.hot, session.sequence
-        block = self._warm.find(ids, at) if self._warm is not None else None
-        if self._warm is None or block is None or sequence is None:
+        path = self._ahead(ids, at)
+        if self._tiers is None or sequence is None or not path:
             return 0
-        stop = block.start + shared_length(block.tokens, list(ids[block.start : block.end]))
-        if stop - at < min(MIN_BRANCH, len(ids) - at):
+        block, stop = path[0]
+        if (state := block.state) is None:
             return 0
-        while self.used() + len(block.tokens) > self._cells:
+        self._tiers.touch(block)
+        while self.used() + block.end - block.start > self._cells:
             if not self.evict_idle(session):
                 return 0
-        if not self._backend.restore(sequence, block.state, at, stop):
-            self._warm.drop(block)
+        if not self._backend.restore(sequence, state, at, stop):
+            self._tiers.drop(block)
             return 0
         self.extended(session, list(ids[at:stop]))
         return stop - at
@@ -358,13 +391,13 @@ class Pool:
         tapes = {key: session.remembered for key, session in self.sessions.items()}
         shares = self._backend.shares
         return {
-            key: max(self.sessions[key].hot, self._tree.match(tape)[0] if shares else 0, self.in_ram(tape))
+            key: max(self.sessions[key].hot, self._tree.match(tape)[0] if shares else 0, self.stored(tape))
             for key, tape in tapes.items()
         }
 
     def held(self) -> Held:
         """What the engine holds, of all sessions."""
-        return Held(self.used(), self._warm.bytes if self._warm is not None else 0)
+        return Held(self.used(), *((self._tiers.ram, self._tiers.disk) if self._tiers is not None else ()))
 
     def used(self) -> int:
         """Cells in use; those that sessions share are counted once."""
@@ -383,8 +416,8 @@ class Pool:
             said = self._tree.length(sequence) if self._backend.shares else told.get(sequence, 0)
             if not held == said == told.get(sequence, said):
                 faults.append(f"sequence {sequence} holds {held} tokens, its tape {said}")
-        if self._warm is not None:
-            faults += self._warm.audit()
+        if self._tiers is not None:
+            faults += self._tiers.audit()
         return tuple(faults)
 
 

@@ -39,7 +39,7 @@ class Load(Struct, frozen=True, tag="load"):
     :param sequences: sequence ids; more sessions than these share them in turns.
     :param threads: 0 is the engine's choice. :param gpu_layers: -1 is all.
     :param ram: bytes of main memory for KV that leaves the engine; 0: it is lost.
-    :param disk: bytes of files for KV that leaves main memory; 0: none are written or read.
+    :param disk: bytes of files for KV that leaves main memory; 0, or ``ram`` 0: none are written or read.
     :param kv_folder: where those files lie; made when the first is written.
     """
 
@@ -291,7 +291,8 @@ class Held(Struct, frozen=True, tag="held"):
     """What the engine holds now, of all sessions. Sent when it has changed, before the end of a request at the latest.
 
     :param cells: in use; those that sessions share are counted once.
-    :param ram: bytes of KV in main memory that can come back. :param disk: likewise, in files.
+    :param ram: bytes of KV in main memory that can come back. :param disk: likewise, in files, those of other models
+        included; only what is complete.
     """
 
     cells: int = 0

@@ -69,9 +69,12 @@ class Room:
         self.follow(job)
 
     def restore(self, job: Job) -> bool:
-        """Bring a block back from RAM, one in a step; ``False``: there is none."""
+        """Bring a block back from RAM, one in a step, or wait for a file to be read; ``False``: there is none."""
         if not job.warm:
             return False
+        job.awaits = self._pool.fetch(job.session, job.wanted)
+        if job.awaits is not None:
+            return True
         before = min(job.session.hot, job.reusable)
         if self._pool.restore_next(job.session, job.wanted):
             job.restored += min(job.session.hot, job.reusable) - before

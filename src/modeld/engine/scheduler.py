@@ -50,6 +50,7 @@ from modeld.engine.protocol import (
 from modeld.engine.room import Room
 from modeld.engine.session import EngineSession, shared_length
 from modeld.engine.snapshot_jobs import SnapshotJobs
+from modeld.engine.tiers import open_tiers
 from modeld.engine.transfers import WAKE, Disk, Transfers
 from modeld.errors import CancelledError, CapacityError, EngineProtocolError, ModeldError, SessionFatalError
 from modeld.session.manifest import Manifest, token_hash
@@ -97,14 +98,15 @@ class Scheduler:
         self._send = send
         self._inbox = inbox
         self._control = control
-        self._pool = Pool(backend, load, send)
+        tiers = open_tiers(load, manifest.digest, lambda: inbox.put(WAKE)) if backend.shares else None
+        self._pool = Pool(backend, load, send, tiers)
         self._active: list[Job] = []
         self._room = Room(self._pool, self._active, shares=backend.shares)
         # Sessions whose first job may be started now, and those for which there was no sequence id.
         self._fresh: list[EngineSession] = []
         self._starved: list[EngineSession] = []
         self._ahead = Ahead(self._pool, prompts, backend)
-        self._housekeeping = Housekeeping(self._pool, self._ahead, send)
+        self._housekeeping = Housekeeping(self._pool, self._ahead, tiers, send)
         disk = Disk(lambda: inbox.put(WAKE))
         self._transfers = Transfers(SnapshotJobs(self._pool, backend, load, manifest, disk).steps)
         self._seconds_per_token = 0.0
@@ -131,6 +133,7 @@ class Scheduler:
         while True:
             while not self._inbox.empty():
                 self._take(self._inbox.get())
+            self._housekeeping.collect()
             if self._fresh or self._transfers.ready or any(job.runnable for job in self._active):
                 return
             for job in self._active:
@@ -232,7 +235,7 @@ class Scheduler:
             shared = shared_length(tape, job.target)
             stop = why_stopped(session, job.prompt, shared)
             job.reused = self._pool.seat(session, job.target[: job.reusable])
-            job.promised = max(job.reused, self._pool.in_ram(job.target[: job.reusable]))
+            job.promised = max(job.reused, self._pool.stored(job.target[: job.reusable]))
             if gone is not None and job.promised < min(shared, job.reusable):
                 stop = kv_gone(session, gone, job.promised, len(tape) - job.promised)
                 shared = job.promised
@@ -333,6 +336,7 @@ class Scheduler:
 
     def _measure(self, tokens: int, seconds: float) -> None:
         if tokens >= 2 * MIN_CHUNK:
+            self._housekeeping.measured(tokens, seconds)
             rate = seconds / tokens
             self._seconds_per_token = (self._seconds_per_token + rate) / 2 if self._seconds_per_token else rate
 

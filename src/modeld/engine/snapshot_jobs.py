@@ -11,13 +11,13 @@ from typing import Any
 from msgspec import structs
 
 from modeld.engine.backend import Backend
+from modeld.engine.blocks import BLOCK
 from modeld.engine.job import Job
 from modeld.engine.pool import Pool
 from modeld.engine.protocol import Load, Restore, Snapshot
 from modeld.engine.session import EngineSession
 from modeld.engine.snapshots import SavedSession, SnapshotReader, SnapshotWriter
 from modeld.engine.transfers import Disk, Steps
-from modeld.engine.warm import BLOCK
 from modeld.errors import CapacityError, ContextOverflowError, ManifestMismatchError, ModelBusyError, ModeldError
 from modeld.session.manifest import Manifest, token_hash
 from modeld.session.snapshot_file import SnapshotHead

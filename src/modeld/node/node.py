@@ -25,7 +25,7 @@ from modeld.errors import (
     StaleEpochError,
     StaleGenerationError,
 )
-from modeld.node.capacity import AUTO_CELLS, MemoryState, free_memory, make_plan, ram_budget, require
+from modeld.node.capacity import AUTO_CELLS, MemoryState, disk_budget, free_memory, make_plan, ram_budget, require
 from modeld.node.device import DeviceKeeper
 from modeld.node.engine_process import EngineProcess, EngineStream, start_engine
 from modeld.node.session import Bound, NodeSession, RequestMaker
@@ -54,6 +54,9 @@ SEQUENCES = 64
 
 FAKE_CELLS = 32768
 
+KV_FOLDER = "kv"
+"""Of the data root: KV that outlives its engine."""
+
 
 class NodeConfig(Struct, frozen=True, kw_only=True):
     """How a node runs.
@@ -63,6 +66,8 @@ class NodeConfig(Struct, frozen=True, kw_only=True):
     :param sequences: conversations whose KV the engine holds at a time.
     :param cells: tokens of KV in the engine, at most, where no session asks for more.
     :param ram: bytes of main memory for KV that leaves the engine; ``None``: as :func:`ram_budget` says.
+    :param disk: bytes of files for KV that leaves main memory; 0: none, as with ``ram`` 0; ``None``: as
+        :func:`disk_budget` says.
     :param allow_fake: serve models named ``fake…`` by the engine without native code.
     """
 
@@ -72,6 +77,7 @@ class NodeConfig(Struct, frozen=True, kw_only=True):
     sequences: int = SEQUENCES
     cells: int = AUTO_CELLS
     ram: int | None = None
+    disk: int | None = None
     allow_fake: bool = False
 
 
@@ -432,7 +438,7 @@ class Node:
             await self._leases.take(hello.devices, engine.pid, engine.gone)
             plan = await self._plan(want, hello.devices)
             require(plan)
-            ram = await self._ram(plan)
+            ram, disk = await self._ram(plan), await self._disk()
             ready = await engine.load(
                 Load(
                     want.model.path,
@@ -445,12 +451,14 @@ class Node:
                     threads=self.config.threads,
                     gpu_layers=plan.gpu_layers,
                     ram=ram,
+                    disk=disk,
+                    kv_folder=str(self.config.data_root / KV_FOLDER),
                 )
             )
         except BaseException:
             await engine.stop()
             raise
-        return Residency(want.model, plan, ready, hello, engine, generation, ram)
+        return Residency(want.model, plan, ready, hello, engine, generation, ram, disk if ram else 0)
 
     async def _plan(self, want: Want, devices: tuple[Device, ...]) -> Plan:
         if want.model.header is None:
@@ -475,6 +483,11 @@ class Node:
         if self.config.ram is not None:
             return self.config.ram
         return ram_budget((await asyncio.to_thread(free_memory)).free, plan)
+
+    async def _disk(self) -> int:
+        if self.config.disk is not None:
+            return self.config.disk
+        return await asyncio.to_thread(disk_budget, self.config.data_root, self.config.data_root / KV_FOLDER)
 
     async def _known_devices(self, backend: str) -> tuple[Device, ...]:
         """The engine knows the devices: ask one that was started before, or one started for the question."""

@@ -78,6 +78,7 @@ class FakeBackend:
     add_bos = False
     tokenizer_digest = hashlib.sha256(b"one rune is one token").hexdigest()
     vocabulary = 0x110000
+    kv_layout = "runes"
     shares = True
 
     def __init__(self, request: Load) -> None:

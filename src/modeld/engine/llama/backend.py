@@ -16,7 +16,8 @@ from modeld.types import DecodeOptions
 class LlamaBackend:
     """One model, one context, one batch. Used by one thread, but for :meth:`request_abort`."""
 
-    def __init__(self, native: Any, model: Any, context: Any, request: Load) -> None:
+    def __init__(self, native: Any, model: Any, context: Any, request: Load, kv_layout: str) -> None:
+        self.kv_layout = kv_layout
         self._n = native
         self._model = model
         self._context = context

@@ -43,6 +43,7 @@ class LlamaRuntime:
             ) from error
         self.native: Any = native
         self._log: deque[str] = deque(maxlen=20)
+        self._flash = ""
         callback = native.llama_log_callback(self._take_log)
         self._callbacks.append(callback)
         native.llama_log_set(callback, None)
@@ -60,6 +61,7 @@ class LlamaRuntime:
 
         native = self.native
         self._log.clear()
+        self._flash = ""
         model_params = native.llama_model_default_params()
         model_params.n_gpu_layers = 0 if request.gpu_layers == 0 else 0x7FFFFFFF
         model = native.llama_model_load_from_file(os.fsencode(request.path), model_params)
@@ -79,7 +81,7 @@ class LlamaRuntime:
                 cells=request.cells,
                 kv_type=request.kv_type,
             )
-        return LlamaBackend(native, model, context, request)
+        return LlamaBackend(native, model, context, request, self._kv_layout())
 
     def _context_params(self, request: Load) -> Any:
         params = self.native.llama_context_default_params()
@@ -98,11 +100,17 @@ class LlamaRuntime:
         params.swa_full = True
         return params
 
+    def _kv_layout(self) -> str:
+        """Whether llama.cpp chose flash attention (it transposes V without it) is to be had from its log alone."""
+        return f"{self._flash or 'flash attention: auto'}; one stream; all cells of windowed layers"
+
     def last_words(self) -> str:
         """What the library logged last as errors."""
         return "; ".join(self._log) or "it gave no reason"
 
     def _take_log(self, level: int, text: bytes, _: Any) -> None:
+        if b"Flash Attention" in text:
+            self._flash = text.decode("utf-8", "replace").rpartition(": ")[2].strip()[:100]
         if level == _LOG_ERROR:
             self._log.append(text.decode("utf-8", "replace").strip()[:300])
 

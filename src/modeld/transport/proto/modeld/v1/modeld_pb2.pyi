@@ -665,7 +665,7 @@ class Segment(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., stable: _Optional[bool] = ..., message_index: _Optional[int] = ..., characters: _Optional[int] = ...) -> None: ...
 
 class Manifest(_message.Message):
-    __slots__ = ("engine", "engine_build", "model_digest", "template_digest", "tokenizer_digest", "add_bos", "kv_type", "adapters")
+    __slots__ = ("engine", "engine_build", "model_digest", "template_digest", "tokenizer_digest", "add_bos", "kv_type", "adapters", "kv_layout")
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     ENGINE_BUILD_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -674,6 +674,7 @@ class Manifest(_message.Message):
     ADD_BOS_FIELD_NUMBER: _ClassVar[int]
     KV_TYPE_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    KV_LAYOUT_FIELD_NUMBER: _ClassVar[int]
     engine: str
     engine_build: str
     model_digest: str
@@ -682,7 +683,8 @@ class Manifest(_message.Message):
     add_bos: bool
     kv_type: str
     adapters: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, engine: _Optional[str] = ..., engine_build: _Optional[str] = ..., model_digest: _Optional[str] = ..., template_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., add_bos: _Optional[bool] = ..., kv_type: _Optional[str] = ..., adapters: _Optional[_Iterable[str]] = ...) -> None: ...
+    kv_layout: str
+    def __init__(self, engine: _Optional[str] = ..., engine_build: _Optional[str] = ..., model_digest: _Optional[str] = ..., template_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., add_bos: _Optional[bool] = ..., kv_type: _Optional[str] = ..., adapters: _Optional[_Iterable[str]] = ..., kv_layout: _Optional[str] = ...) -> None: ...
 
 class ModelRef(_message.Message):
     __slots__ = ("name", "type", "digest", "path")

@@ -1,0 +1,135 @@
+"""Hazard: any order of requests, slow files, damage and restarts. No wrong cell, and no budget that is passed.
+
+As in ``test_scheduler_states``: the fake's answers prove that no wrong token was ever used.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import invariant, rule
+from msgspec import structs
+
+from engine.test_scheduler_states import LOAD, Engine, Sessions
+from modeld.engine.protocol import Load, Request, Settle
+from support.disks import StepwiseDisk, kv_files, spoil
+
+BLOCK = 32
+RAM, DISK = 1500, 5000
+
+
+class Killed(BaseException):
+    """Here the process ended."""
+
+
+class DiskEngine(Engine):
+    """An engine whose files are touched when it waits, or when the test says so."""
+
+    def __init__(self, load: Load) -> None:
+        super().__init__(load)
+        tiers = self.scheduler._pool._tiers
+        assert tiers is not None
+        self.tiers = tiers
+        assert tiers._disk is not None
+        assert isinstance(tiers._disk.thread, StepwiseDisk)
+        self.thread = tiers._disk.thread
+        get = self.inbox.get
+
+        def wait(block: bool = True, timeout: float | None = None) -> Request:
+            if timeout != 0 and self.inbox.empty() and self.thread.has_work:
+                self.thread.step()
+            return get(block, timeout)
+
+        self.inbox.get = wait  # type: ignore[method-assign]
+
+
+class DiskSessions(Sessions):
+    """Main memory and files for some of it, and an engine that ends at any time."""
+
+    def __init__(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.load = structs.replace(LOAD, ram=RAM, disk=DISK, kv_folder=self.folder.name)
+        self.patches = [
+            mock.patch("modeld.engine.disk.DiskThread", StepwiseDisk),
+            mock.patch("modeld.engine.housekeeping.WRITE_SECONDS", 0.0),
+            mock.patch("modeld.engine.blocks.BLOCK", BLOCK),
+            # Nothing here loses its power, and a busy disk takes its time.
+            mock.patch("os.fsync"),
+        ]
+        for patch in self.patches:
+            patch.start()
+        super().__init__()
+        self.start()
+
+    def teardown(self) -> None:
+        for patch in self.patches:
+            patch.stop()
+        self.folder.cleanup()
+
+    def start(self) -> None:
+        self.engine: DiskEngine = DiskEngine(self.load)
+        self.spoilt = False
+        self.asked.clear()
+        self.tapes.clear()
+
+    @rule(count=st.integers(1, 5))
+    def files_are_touched(self, count: int) -> None:
+        for _ in range(count):
+            if self.engine.thread.has_work:
+                self.engine.thread.step()
+
+    @rule()
+    def killed(self) -> None:
+        self.start()
+
+    @rule(call=st.sampled_from(["fsync", "replace", "write"]))
+    def killed_while_writing(self, call: str) -> None:
+        with mock.patch(f"os.{call}", side_effect=Killed):
+            try:
+                self.engine.steps(200)
+            except Killed:
+                self.start()
+
+    @rule()
+    def settled_and_stopped(self) -> None:
+        self.drain()
+        self.ask(Settle(self.ids + 1, 5.0))
+        with mock.patch.object(self.engine.thread, "wait", self.work):
+            assert self.engine.steps(20_000)
+        self.read()
+        self.start()
+
+    def work(self, seconds: float) -> None:
+        self.engine.thread.step()
+        self.engine.thread.collect()
+
+    @rule(which=st.integers(0, 50), how=st.integers(0, 5), where=st.integers(0, 10**6))
+    def a_file_is_spoilt(self, which: int, how: int, where: int) -> None:
+        if files := kv_files(Path(self.folder.name)):
+            spoil(files[which % len(files)], how, where)
+            self.spoilt = True
+
+    @rule()
+    def drain(self) -> None:
+        super().drain()
+        assert not self.engine.thread.has_work
+        tiers = self.engine.tiers
+        assert not any(block.reading or block.writing for block in tiers._doubles | tiers._loose | tiers._last)
+        if not self.spoilt:
+            assert tiers.disk == sum(path.stat().st_size for path in kv_files(Path(self.folder.name)))
+
+    @invariant()
+    def budgets_hold(self) -> None:
+        assert self.engine.tiers.ram <= RAM
+        assert self.engine.tiers.disk <= DISK
+        assert sum(path.stat().st_size for path in kv_files(Path(self.folder.name))) <= DISK
+
+
+TestDiskSessions = DiskSessions.TestCase
+TestDiskSessions.settings = settings(
+    max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+)

@@ -26,7 +26,8 @@ PROMPT = [Message("user", "river stone lotus amber copper kite maple silver " * 
 
 @pytest.fixture(scope="module")
 async def node(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> AsyncIterator[Node]:
-    node = Node(NodeConfig(data_root=tmp_path_factory.mktemp("root")))
+    # No files: what is compared with a cold run must be cold.
+    node = Node(NodeConfig(data_root=tmp_path_factory.mktemp("root"), disk=0))
     yield node
     await node.aclose()
 

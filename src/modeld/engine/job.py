@@ -104,6 +104,9 @@ class Job:
         self.warm = True
         self.promised = 0
         self.reused = self.restored = self.dropped = 0
+        # Input of before turns left in the middle of the answer; what is left is being computed again.
+        self.earlier = self.earlier_reused = self.earlier_restored = 0
+        self.again = False
         self.stop: ReuseStop | None = None
         self.stream: Stream | None = None
         # It waits for cells or a sequence id that others hold.
@@ -143,11 +146,19 @@ class Job:
     def lost_kv(self, why: ReuseReason) -> None:
         """What it reused was taken from it and is computed again: its receipt must not say otherwise."""
         self.warm = True
-        lost = self.reused + self.restored
+        lost = self.reused + self.restored - self.earlier_reused - self.earlier_restored
         if lost:
             self.dropped += lost
-            self.reused = self.restored = 0
+            self.reused, self.restored = self.earlier_reused, self.earlier_restored
             self.stop = ReuseStop(reason=why, detail=f"the KV of {lost} tokens was taken while the call ran")
+
+    def begin_again(self, target: list[int], dropped: int) -> None:
+        """The conversation under the answer is another one now, and is computed once more."""
+        self.earlier += len(self.target)
+        self.earlier_reused, self.earlier_restored = self.reused, self.restored
+        self.target, self.reusable = target, len(target)
+        self.dropped += dropped
+        self.warm = self.again = True
 
     @property
     def runnable(self) -> bool:
@@ -189,6 +200,8 @@ class Job:
         now = monotonic()
         session = self.session
         prefilled = self._computed() - self.reused - self.restored
+        shows = self.started and not isinstance(self.request, Prefix)
+        left = session.left if shows else None
         session.prefill_calls += prefilled > 0
         session.prefill_tokens += prefilled
         if self.stream is not None:
@@ -205,6 +218,8 @@ class Job:
             queue_seconds=(self.started or now) - self.arrived,
             prefill_seconds=(self.prefilled_at or now) - (self.started or now),
             decode_seconds=now - self.prefilled_at if self.decoding else 0.0,
+            left=left.messages if left is not None else 0,
+            left_tokens=left.tokens if left is not None else 0,
         )
         return session.last_receipt
 
@@ -212,4 +227,5 @@ class Job:
         """Tokens of the target that are, or were, in the KV for this job."""
         if not self.started:
             return 0
-        return len(self.target) if self.decoding else min(len(self.target), self.session.hot)
+        whole = self.decoding and not self.again
+        return self.earlier + (len(self.target) if whole else min(len(self.target), self.session.hot))

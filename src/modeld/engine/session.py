@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from modeld.engine.backend import Vocabulary
+from modeld.engine.overflow import Left
 from modeld.session.values import SessionClass
 from modeld.thinking import ThinkLevel
 from modeld.types import Message, Receipt, ReuseReason, ReuseStop, Tool
@@ -28,15 +29,27 @@ class Span(Struct, frozen=True):
     byte_end: int
     thinking: bool
 
+    def moved(self, tokens: int, size: int) -> Span:
+        """The same answer so many tokens and bytes further on."""
+        token_start, token_end = self.token_start + tokens, self.token_end + tokens
+        return Span(token_start, token_end, self.byte_start + size, self.byte_end + size, self.thinking)
+
 
 class Prompt(Struct, frozen=True):
-    """A conversation as the model shall see it."""
+    """A conversation as the model shall see it.
+
+    :param left: messages of it that are not among ``messages``. :param shifts: more may leave when the window is full.
+    :param answer: what ``ids`` and ``text`` end in where the answer to it has begun already.
+    """
 
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...]
     think: ThinkLevel
     text: bytes
     ids: list[int]
+    left: Left | None = None
+    shifts: bool = False
+    answer: Span | None = None
 
 
 class EngineSession:
@@ -61,6 +74,9 @@ class EngineSession:
         self.stable: tuple[Message, ...] = ()
         self.stable_tools: tuple[Tool, ...] = ()
         self.volatile: tuple[Message, ...] = ()
+        # What is not among the messages though the conversation has it, and whether more may leave.
+        self.left: Left | None = None
+        self.shifts = False
         self.prefix_tokens = 0
         # Tokens that a decode continues from; None while a prefill was cut short.
         self.logical: int | None = None
@@ -113,7 +129,15 @@ class EngineSession:
         self.text = bytearray(prompt.text)
         self.hot = reused
         self.messages, self.tools, self.think = prompt.messages, prompt.tools, prompt.think
+        self.left, self.shifts = prompt.left, prompt.shifts
+        if prompt.answer is not None:
+            self.spans.append(prompt.answer)
         self.lost, self.lost_tokens = None, 0
+
+    def answer_before(self, token: int, byte: int) -> Span | None:
+        """The answer that ends there: what follows goes on with it."""
+        last = self.spans[-1] if self.spans else None
+        return last if last is not None and (last.token_end, last.byte_end) == (token, byte) else None
 
     def lose(self, reason: ReuseReason) -> None:
         """The KV is gone. What it held is remembered for the next receipt."""
@@ -128,6 +152,7 @@ class EngineSession:
         self.messages, self.tools, self.think = other.messages, other.tools, other.think
         self.stable, self.stable_tools, self.volatile = other.stable, other.stable_tools, other.volatile
         self.prefix_tokens, self.logical = other.prefix_tokens, other.logical
+        self.left, self.shifts = other.left, other.shifts
         self.lost, self.lost_tokens, self.hot, self.synced, self.fatal = None, 0, 0, 0, ""
 
     @property
@@ -140,6 +165,9 @@ class EngineSession:
         if prompt is None or shared >= len(self.remembered):
             return None
         reason, index, character = self._difference(prompt)
+        if index is not None and prompt.left is not None:
+            # Counted in the conversation as the call has it.
+            index += prompt.left.messages
         place = shared_length(self.text, prompt.text)
         return ReuseStop(
             reason=reason,
@@ -153,6 +181,8 @@ class EngineSession:
     def _difference(self, prompt: Prompt) -> tuple[ReuseReason, int | None, int | None]:
         if self.tools != prompt.tools:
             return "tools_changed", None, None
+        if prompt.left is not None and prompt.left != self.left:
+            return "turns_left", None, None
         for index, (old, new) in enumerate(zip(self.messages, prompt.messages, strict=False)):
             if (old.role, old.content, old.tool_calls, old.tool_call_id) != (
                 new.role,

@@ -58,8 +58,8 @@ class Shown(Struct, frozen=True):
         head, leaves = self.messages[: self.head], self.messages[self.head : cut]
         stays = tuple(message for message in leaves if message.role == "system")
         old = self.left or Left(self.head, self.head, _digest(b"", head), 0, window)
-        cut, digest = old.cut + len(leaves), _digest(old.digest, leaves)
-        left = Left(cut, self.head + len(stays), digest, old.tokens, window)
+        before, digest = old.cut + len(leaves), _digest(old.digest, leaves)
+        left = Left(before, self.head + len(stays), digest, old.tokens, window)
         return Shown((*head, *stays, *self.messages[cut:]), left.stays, left)
 
 

@@ -17,7 +17,7 @@ from modeld.engine.session import EngineSession, Prompt, Span, shared_length
 from modeld.errors import ContextOverflowError, InvalidRequestError, NotSupportedError
 from modeld.session.values import Overflow
 from modeld.thinking import ThinkLevel
-from modeld.types import DecodeOptions, Message, Tool, WarningPart
+from modeld.types import DecodeOptions, Message, ReuseStop, Tool, WarningPart
 
 
 class Prompts:
@@ -214,13 +214,16 @@ def close_answer(job: Job, pool: Pool, *, cut: bool) -> None:
 
 def slide_under(job: Job, prompt: Prompt, pool: Pool) -> None:
     """Put the shorter conversation of :meth:`Prompts.slide` under the answer that a job generates."""
-    session = job.session
+    session, stream = job.session, job.stream
+    assert stream is not None
     job.generated_from += len(prompt.ids) - len(session.ids)
     job.text_from += len(prompt.text) - len(session.text)
     # The token that was sampled last has no KV yet; computing it is a step of the answer.
     target = prompt.ids[:-1]
     kept = shared_length(session.tape, target)
     job.begin_again(target, session.hot - kept)
+    detail = f"the window was full after {stream.count} tokens of the answer"
+    job.stop = job.stop or ReuseStop(reason="turns_left", token=kept, detail=detail)
     # The rest belongs to nobody's next call: it shall not stay as a branch, nor go to RAM.
     pool.cut(session, kept)
     job.reused += pool.seat(session, target)

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import re
 
-from hypothesis import strategies as st
-from hypothesis.stateful import rule
 from msgspec import structs
 
 from modeld.chat.template import ChatTemplate
 from modeld.engine.fake.backend import END, START
 from modeld.engine.prompts import Prompts
-from modeld.engine.protocol import Cancel, Decode, Done, Failed, Fork, Parts, Request, Suffix, Turn, decode_result
+from modeld.engine.protocol import (
+    Cancel,
+    Credit,
+    Decode,
+    Done,
+    Failed,
+    Fork,
+    Parts,
+    Suffix,
+    Turn,
+    decode_result,
+)
 from modeld.engine.session import EngineSession
 from modeld.session.values import Overflow, SuffixStatus
 from modeld.types import ChatResult, DecodeOptions, EndPart, Message, PartsJoiner, TextPart, WarningPart
 
-from .test_scheduler_states import BOUNDS, LOAD, Engine, Sessions, rendered
+from .test_scheduler_states import LOAD, Engine, rendered
 
 WINDOW = 400
 ROOMY = structs.replace(LOAD, cells=1000, window=WINDOW)
@@ -89,6 +98,19 @@ def test_an_answer_goes_on_over_a_full_window_and_its_cost_adds_up() -> None:
     assert session.tape == after + ids(result.text)
     assert session.sequence is not None
     assert engine.backend.tape(session.sequence) == session.tape
+
+
+def test_what_turns_left_behind_is_nobodys_branch() -> None:
+    engine = Engine(ROOMY)
+    pool = engine.scheduler._pool
+    messages = talk(5, "!count 40")
+    first = asked(engine, 1, messages)
+    more = (*messages, first.message, Message("user", "z" * 90))
+    second = asked(engine, 2, more, "truncate")
+    assert first.receipt.left < second.receipt.left
+    assert pool._branches == {}
+    asked(engine, 3, talk(8, "another"), "truncate")
+    assert len(pool._branches) == 1
 
 
 def test_the_warning_stands_where_the_turns_left() -> None:
@@ -254,6 +276,33 @@ def test_cancelled_in_the_middle_of_a_slide() -> None:
     assert result.text + result_of(engine, 2).text == counted(40)
 
 
+def test_a_slide_whose_cells_another_takes_meanwhile_is_computed_later() -> None:
+    engine = Engine(structs.replace(ROOMY, cells=WINDOW + 20))
+    messages = talk(5, "!count 40")
+    room = WINDOW - len(rendered(messages)) + 1
+    # Its reader has no more to take just when the window is full.
+    engine.ask(Turn(1, 1, messages, GREEDY, credit=room, overflow="shift"))
+    assert engine.steps(5000)
+    session = session_of(engine)
+    (job,) = session.jobs
+    assert job.again
+    engine.ask(Turn(2, 2, (Message("user", "z" * 300),), DecodeOptions(temperature=0, max_tokens=1)))
+    assert engine.steps(5000)
+    assert result_of(engine, 2).text == "z"
+    assert session.sequence is None
+    engine.ask(Credit(1, 1000))
+    assert engine.steps(5000)
+    result = result_of(engine, 1)
+    assert (result.text, result.finish_reason) == (counted(40), "stop")
+    begun, after = ids(counted(40))[: room - 1], ids(rendered(session.messages))
+    receipt = result.receipt
+    assert result.usage.input == len(rendered(messages)) + len(after) + len(begun) == receipt.reused + receipt.prefilled
+    assert receipt.reused == 1, "all prompts begin with the same rune"
+    assert result.receipt.stop is not None
+    assert result.receipt.stop.reason == "evicted"
+    assert session.tape == after + ids(result.text)
+
+
 def test_a_template_that_fails_on_the_shorter_conversation_ends_the_answer() -> None:
     engine = Engine(ROOMY)
     source = "{%- if messages|length > 1 and messages[1].content[0] == '2' -%}{{ raise_exception('no') }}{%- endif -%}"
@@ -307,44 +356,3 @@ def test_a_fork_of_a_shifted_session_loses_the_same_turns() -> None:
     child = result_of(engine, 3)
     assert (child.receipt.left, child.receipt.reused) == (first.receipt.left, first.receipt.resident)
     assert session_of(engine).tape == ids(rendered(session_of(engine).messages) + first.text)
-
-
-class ShiftingSessions(Sessions):
-    """Conversations that slide, truncate, or do neither, beside each other, in few cells and with some RAM."""
-
-    load = structs.replace(LOAD, window=200, ram=2000)
-    overflow: Overflow = "shift"
-
-    @rule(overflow=st.sampled_from(["error", "shift", "truncate"]))
-    def from_now_on(self, overflow: Overflow) -> None:
-        self.overflow = overflow
-
-    def ask(self, request: Request) -> int:
-        if isinstance(request, Turn | Suffix):
-            request = structs.replace(request, overflow=self.overflow)
-        return super().ask(request)
-
-    def answered(self, reply: Done, request: Turn) -> None:
-        if request.overflow == "error":
-            super().answered(reply, request)
-            return
-        end = decode_result(reply.result, EndPart)
-        self.joined[reply.id].add(end)
-        result = self.joined[reply.id].result()
-        assert end.usage.output == len(result.text)
-        receipt = end.cost()
-        assert receipt.reused + receipt.restored + receipt.prefilled == end.usage.input
-        assert min(receipt.reused, receipt.restored, receipt.prefilled, receipt.dropped, receipt.left) >= 0
-        assert bool(receipt.left) == bool(result.warnings) or end.finish_reason == "cancelled"
-        said = request.messages[-1].content
-        if end.finish_reason == "stop":
-            # In the middle of the checksum another conversation may have come under it.
-            assert re.fullmatch(re.escape(said) + " #[0-9a-f]{8}", result.text)
-        elif end.finish_reason == "length":
-            assert len(result.text) == request.options.max_tokens
-        if end.usage.output and self.said.get(request.session) == request.messages:
-            self.said[request.session] = (*request.messages, Message("assistant", result.text))
-
-
-TestShiftingSessions = ShiftingSessions.TestCase
-TestShiftingSessions.settings = BOUNDS

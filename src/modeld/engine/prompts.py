@@ -74,7 +74,8 @@ class Prompts:
         if len(prompt.ids) <= self._window:
             return prompt
         shorter = shorten(shown, len(prompt.ids), render, goal=int(self._window * SHARE), window=self._window)
-        return shorter or prompt
+        goes_on = shown.left == session.left and shown.messages[: len(session.messages)] == session.messages
+        return structs.replace(shorter, replaces=goes_on) if shorter is not None else prompt
 
     def slide(self, session: EngineSession, tokens: int, characters: int) -> Prompt | None:
         """A shorter conversation under the answer that the session's text ends in, whose own tokens stay.
@@ -99,7 +100,8 @@ class Prompts:
             return None
         if before is not None:
             before = before.moved(len(prompt.ids) - tokens, len(prompt.text) - characters)
-        return structs.replace(prompt, ids=prompt.ids + answer, text=prompt.text + said, answer=before)
+        ids, text = prompt.ids + answer, prompt.text + said
+        return structs.replace(prompt, ids=ids, text=text, answer=before, replaces=True)
 
     def _render(
         self,
@@ -224,7 +226,6 @@ def slide_under(job: Job, prompt: Prompt, pool: Pool) -> None:
     job.begin_again(target, session.hot - kept)
     detail = f"the window was full after {stream.count} tokens of the answer"
     job.stop = job.stop or ReuseStop(reason="turns_left", token=kept, detail=detail)
-    # The rest belongs to nobody's next call: it shall not stay as a branch, nor go to RAM.
     pool.cut(session, kept)
     job.reused += pool.seat(session, target)
     session.adopt(prompt, session.hot)

@@ -204,6 +204,9 @@ class Scheduler:
             tape, gone = session.remembered, session.gone
             shared = shared_length(tape, job.target)
             job.stop = session.why_stopped(job.prompt, shared)
+            if job.prompt is not None and job.prompt.replaces:
+                # Not as a branch, nor to RAM.
+                self._pool.cut(session, shared)
             job.reused = self._pool.seat(session, job.target[: job.reusable])
             job.promised = max(job.reused, self._pool.in_ram(job.target[: job.reusable]))
             if gone is not None and job.promised < min(shared, job.reusable):

@@ -40,6 +40,7 @@ class Prompt(Struct, frozen=True):
 
     :param left: messages of it that are not among ``messages``. :param shifts: more may leave when the window is full.
     :param answer: what ``ids`` and ``text`` end in where the answer to it has begun already.
+    :param replaces: the tape is of this conversation before turns left it: no call will need its end again.
     """
 
     messages: tuple[Message, ...]
@@ -50,6 +51,7 @@ class Prompt(Struct, frozen=True):
     left: Left | None = None
     shifts: bool = False
     answer: Span | None = None
+    replaces: bool = False
 
 
 class EngineSession:

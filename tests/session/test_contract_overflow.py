@@ -11,7 +11,7 @@ import pytest
 from modeld.errors import ContextOverflowError, InvalidRequestError
 from modeld.session import ModelRef, SessionConfig
 from modeld.session.manifest import token_hash
-from modeld.types import ChatResult, DecodeOptions, EndPart, Message, ProgressPart, TextPart, WarningPart
+from modeld.types import ChatResult, DecodeOptions, EndPart, Message, PartsJoiner, ProgressPart, TextPart, WarningPart
 from support.engines import ENGINES, EngineCase
 
 from .conftest import WAYS, World, make_world
@@ -96,11 +96,34 @@ async def test_the_oldest_turns_leave_and_everything_says_so(world: World, optio
 
 async def test_the_warning_comes_before_any_text(world: World) -> None:
     session = await world.open(shift=True)
-    async with session.turn(talk(world.engine, 6, 100, world.engine.asks[0]), options=GREEDY) as stream:
-        kinds = [type(part) for part in [part async for part in stream] if not isinstance(part, ProgressPart)]
+    messages = talk(world.engine, 6, 100, world.engine.asks[0])
+    async with session.turn(messages, options=GREEDY) as stream:
+        parts = [part async for part in stream]
+    kinds = [type(part) for part in parts if not isinstance(part, ProgressPart)]
     assert kinds[0] is WarningPart
     assert set(kinds[1:-1]) == {TextPart}
     assert kinds[-1] is EndPart
+    joiner = PartsJoiner()
+    for part in parts:
+        joiner.add(part)
+    again = await (await world.open(shift=True)).turn(messages, options=GREEDY).join()
+    whole = joiner.result()
+    assert (whole.message, whole.warnings, whole.usage.output) == (again.message, again.warnings, again.usage.output)
+
+
+async def test_thinking_that_the_template_drops_leaves_the_same_turns(world: World) -> None:
+    session = await world.open(shift=True)
+    messages = talk(world.engine, 6, 100, world.engine.asks[0])
+    first = await session.turn(messages, think="high", options=GREEDY).join()
+    assert first.message.thinking
+    assert first.receipt.left > 0
+    more = [*messages, first.message, Message("user", world.engine.asks[1])]
+    second = await session.turn(more, think="high", options=GREEDY).join()
+    assert second.receipt.left == first.receipt.left
+    assert second.receipt.stop is not None
+    assert (second.receipt.stop.reason, second.receipt.stop.message_index) == ("thinking_dropped", len(messages))
+    # All but the answer with its thought is there.
+    assert second.receipt.reused >= len(world.engine.prompt(kept(messages, first)))
 
 
 async def test_an_answer_that_fills_the_window_goes_on_without_the_oldest_turns(world: World) -> None:
@@ -244,5 +267,5 @@ async def test_fifty_turns_beyond_the_window_cost_little_more_than_what_is_new(
             assert first.warnings
         # What came in, answers too, and what each of the tokens cost again: SHARE / (1 - SHARE).
         came = 50 * (new / (50 - cuts) + 30)
-        assert prefilled <= 4 * came
+        assert prefilled <= 4 * came, (prefilled, came)
         assert 3 <= cuts <= came / (WINDOW / 4) + 2

@@ -207,7 +207,10 @@ class FakeSession:
 
 
 class FakeService:
-    """Tests set ``script``, ``failure``, ``generation`` and ``batching``; read ``streams``, ``closed``, ``overflows``."""
+    """Tests set ``script``, ``failure``, ``generation`` and ``batching``, and read ``streams`` and ``closed``.
+
+    ``overflows``: what the calls said of a full window.
+    """
 
     def __init__(self) -> None:
         self.script: Script = echo

@@ -101,6 +101,7 @@ class ChatConfig(Struct, frozen=True, omit_defaults=True, kw_only=True):
     :param tool_choice: ``auto``, ``none``, ``required``, or the name of one of ``tools``.
     :param think: a level of :mod:`modeld.thinking`, or one of its aliases.
     :param shift: when the window is full, let the oldest turns leave. :param truncate: the same once, before the start.
+        ``None`` is ``False`` on a node: what does not fit is an error.
     :param timeout: seconds for the whole call, retries included.
     :raises InvalidRequestError: a value outside its range, or ``shift`` and ``truncate`` both.
     """
@@ -248,10 +249,12 @@ ReuseReason = Literal[
     "unloaded",
     "engine_lost",
     "model_changed",
+    "turns_left",
 ]
 """Why reuse stopped where it did; ``docs/receipts.md`` says what to do about each.
 
 ``evicted``, ``unloaded`` and ``engine_lost``: the KV was gone, not different.
+``turns_left``: the conversation did not fit, and its oldest turns left it.
 """
 
 
@@ -296,6 +299,9 @@ class Receipt(Struct, frozen=True, kw_only=True):
     :param resident: on the tape after the call. :param window: tokens the session can hold.
     :param rebound: the handle was of an older generation and was bound to this one.
     :param stop: ``None`` when the whole tape was reused.
+    :param left: messages of the call's conversation that the model was not shown, because the caller let them leave.
+    :param left_tokens: so much longer the input would have been with them. When turns left in the middle of an answer,
+        what was computed again counts in ``reused``, ``restored`` and ``prefilled`` once more.
     """
 
     reused: int = 0
@@ -310,6 +316,8 @@ class Receipt(Struct, frozen=True, kw_only=True):
     queue_seconds: float = 0.0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    left: int = 0
+    left_tokens: int = 0
 
     @property
     def input(self) -> int:
@@ -370,7 +378,7 @@ class ProgressPart(Struct, frozen=True, tag="progress"):
 
 
 class WarningPart(Struct, frozen=True, tag="warning"):
-    """Something the caller should know and that changed nothing."""
+    """Something the caller should know; the call goes on."""
 
     code: str
     message: str

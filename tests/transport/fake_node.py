@@ -138,8 +138,16 @@ class FakeSession:
             manifest_digest="digest",
         )
 
-    async def prefill_suffix(self, messages: Sequence[Message], *, think: str = "auto") -> SuffixStatus:
+    async def prefill_suffix(
+        self,
+        messages: Sequence[Message],
+        *,
+        think: str = "auto",
+        shift: bool | None = None,
+        truncate: bool | None = None,
+    ) -> SuffixStatus:
         self.service.answer()
+        self.service.overflows.append((shift, truncate))
         return SuffixStatus(
             receipt=self._receipt(len(messages)),
             prefix_tokens=0,
@@ -159,8 +167,11 @@ class FakeSession:
         tools: Sequence[Tool] = (),
         think: str = "auto",
         options: DecodeOptions | None = None,
+        shift: bool | None = None,
+        truncate: bool | None = None,
     ) -> FakeStream:
         self.service.answer()
+        self.service.overflows.append((shift, truncate))
         return self.service.stream(" ".join(message.content for message in messages))
 
     async def explain(self) -> ContextReport:
@@ -197,7 +208,10 @@ class FakeSession:
 
 
 class FakeService:
-    """Tests set ``script``, ``failure``, ``generation`` and ``batching``, and read ``streams`` and ``closed``."""
+    """Tests set ``script``, ``failure``, ``generation`` and ``batching``, and read ``streams`` and ``closed``.
+
+    ``overflows``: what the calls said of a full window.
+    """
 
     def __init__(self) -> None:
         self.script: Script = echo
@@ -206,6 +220,7 @@ class FakeService:
         self.batching = False
         self.hang = False
         self.streams: list[FakeStream] = []
+        self.overflows: list[tuple[bool | None, bool | None]] = []
         self.closed: list[FakeStream] = []
         self.closing = asyncio.Event()
 

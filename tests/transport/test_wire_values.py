@@ -104,7 +104,13 @@ CHECKED = {
         "timeout": st.none() | st.floats(0, 10**6, exclude_min=True),
     },
     ModelRef: {"name": NAME, "path": NAME},
-    SessionConfig: {"workspace": NAME, "name": NAME, "context": st.integers(0, 2**31 - 1), "ttl": st.floats(0, 10**9)},
+    SessionConfig: {
+        "workspace": NAME,
+        "name": NAME,
+        "context": st.integers(0, 2**31 - 1),
+        "ttl": st.floats(0, 10**9),
+        "truncate": st.just(False),
+    },
 }
 
 

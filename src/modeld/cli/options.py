@@ -40,6 +40,13 @@ ContextOption = Annotated[
     int,
     typer.Option("--context", metavar="N", min=0, help="Tokens a session must hold; 0 takes what the plan gives."),
 ]
+ShiftOption = Annotated[
+    bool,
+    typer.Option("--shift", help="When the window is full, the oldest turns leave the conversation; stderr says so."),
+]
+TruncateOption = Annotated[
+    bool, typer.Option("--truncate", help="The same before an answer only; one that fills the window ends there.")
+]
 KVTypeOption = Annotated[KVType, typer.Option("--kv-type", help="Type of the KV cells.")]
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")

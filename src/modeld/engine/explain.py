@@ -43,6 +43,7 @@ ADVICE: Final[dict[ReuseReason, str]] = {
     "evicted": "give the engine more cells or RAM, pin the session, or run fewer sessions side by side",
     "unloaded": "raise --idle-ttl, or keep to one model",
     "engine_lost": "the node's log says why the engine ended",
+    "turns_left": "open the session with a larger context, or let the client shorten its conversation itself",
     "model_changed": "open the session with the same model and KV type each time",
 }
 """What to do about each cause, in one sentence."""
@@ -56,10 +57,14 @@ def why_stopped(session: EngineSession, prompt: Prompt | None, shared: int) -> R
         return kv_gone(session, session.gone, shared, len(session.remembered) - shared)
     place = shared_length(session.text, prompt.text)
     found = _difference(session, prompt, place)
+    index = found.message_index
+    if index is not None and prompt.left is not None and index >= prompt.left.stays:
+        # Counted in the conversation as the call has it.
+        index += prompt.left.messages
     return ReuseStop(
         reason=found.reason,
         token=shared,
-        message_index=found.message_index,
+        message_index=index,
         character=found.character,
         old=_around(session.text, place),
         new=_around(prompt.text, place),
@@ -97,6 +102,9 @@ def computed_again(tape: Sequence[int], target: Sequence[int], start: int, end: 
 
 
 def _difference(session: EngineSession, prompt: Prompt, place: int) -> Difference:
+    if prompt.left is not None and prompt.left != session.left:
+        detail = f"{prompt.left.messages} messages do not fit the window and are not shown to the model"
+        return Difference("turns_left", detail=detail)
     if (found := find_difference(session, prompt, place)) is not None:
         return found
     answered = len(session.messages)

@@ -112,6 +112,9 @@ class Job:
         # Says whether a file that holds what it needs next is still being read.
         self.awaits: Callable[[], bool] | None = None
         self.reused = self.restored = self.dropped = 0
+        # Input of before turns left in the middle of the answer; what is left is being computed again.
+        self.earlier = self.earlier_reused = self.earlier_restored = 0
+        self.again = False
         self.stop: ReuseStop | None = None
         # What it could have reused, had reuse not stopped.
         self.had: list[int] = []
@@ -153,15 +156,23 @@ class Job:
     def lost_kv(self, why: ReuseReason) -> None:
         """What it reused was taken from it and is computed again: its receipt must not say otherwise."""
         self.warm = True
-        lost = self.reused + self.restored
+        lost = self.reused + self.restored - self.earlier_reused - self.earlier_restored
         if lost:
             self.dropped += lost
-            self.reused = self.restored = 0
+            self.reused, self.restored = self.earlier_reused, self.earlier_restored
             self.blame(stopped(why, 0, f"the KV of {lost} tokens was taken while the call ran"), self.target[:lost])
 
     def blame(self, stop: ReuseStop | None, had: list[int]) -> None:
         """Say in the receipt why not all of ``had``, which was there, could be reused."""
         self.stop, self.had = stop, had
+
+    def begin_again(self, target: list[int], dropped: int) -> None:
+        """The conversation under the answer is another one now, and is computed once more."""
+        self.earlier += len(self.target)
+        self.earlier_reused, self.earlier_restored = self.reused, self.restored
+        self.target, self.reusable = target, len(target)
+        self.dropped += dropped
+        self.warm = self.again = True
 
     @property
     def runnable(self) -> bool:
@@ -203,6 +214,8 @@ class Job:
         now = monotonic()
         session = self.session
         prefilled = self._computed() - self.reused - self.restored
+        shows = self.started and not isinstance(self.request, Prefix)
+        left = session.left if shows else None
         session.prefill_calls += prefilled > 0
         session.prefill_tokens += prefilled
         if self.stream is not None:
@@ -218,6 +231,8 @@ class Job:
             queue_seconds=(self.started or now) - self.arrived,
             prefill_seconds=(self.prefilled_at or now) - (self.started or now),
             decode_seconds=now - self.prefilled_at if self.decoding else 0.0,
+            left=left.messages if left is not None else 0,
+            left_tokens=left.tokens if left is not None else 0,
         )
         if self.stop is not None:
             # The last token of a prompt is computed in any case: its logits are not kept.
@@ -230,4 +245,5 @@ class Job:
         """Tokens of the target that are, or were, in the KV for this job."""
         if not self.started:
             return 0
-        return len(self.target) if self.decoding else min(len(self.target), self.session.hot)
+        whole = self.decoding and not self.again
+        return self.earlier + (len(self.target) if whole else min(len(self.target), self.session.hot))

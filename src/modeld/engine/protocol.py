@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from modeld.errors import EngineProtocolError, InvalidRequestError, ModeldError, error_from_code
 from modeld.session.manifest import Manifest
-from modeld.session.values import ModelRef, SessionClass, SessionConfig
+from modeld.session.values import ModelRef, Overflow, SessionClass, SessionConfig
 from modeld.thinking import ThinkLevel
 from modeld.types import DecodeOptions, Message, ReuseReason, StreamPart, Tool
 
@@ -91,10 +91,11 @@ class Suffix(Struct, frozen=True, tag="suffix"):
     session: int
     messages: tuple[Message, ...]
     think: ThinkLevel = "auto"
+    overflow: Overflow = "error"
 
 
 class Decode(Struct, frozen=True, tag="decode"):
-    """:meth:`modeld.session.Session.decode`."""
+    """:meth:`modeld.session.Session.decode`. A full window is what it was to the call that it goes on from."""
 
     id: int
     session: int
@@ -112,6 +113,7 @@ class Turn(Struct, frozen=True, tag="turn"):
     tools: tuple[Tool, ...] = ()
     think: ThinkLevel = "auto"
     credit: int = CREDIT
+    overflow: Overflow = "error"
 
 
 class Explain(Struct, frozen=True, tag="explain"):

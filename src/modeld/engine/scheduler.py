@@ -22,7 +22,7 @@ from modeld.engine.explain import kv_gone, why_stopped
 from modeld.engine.housekeeping import Housekeeping
 from modeld.engine.job import Job, Stream
 from modeld.engine.pool import Pool
-from modeld.engine.prompts import Prompts, close_answer
+from modeld.engine.prompts import Prompts, close_answer, slide_under, what_left
 from modeld.engine.protocol import (
     Audit,
     Cancel,
@@ -55,7 +55,7 @@ from modeld.engine.transfers import WAKE, Disk, Transfers
 from modeld.errors import CancelledError, CapacityError, EngineProtocolError, ModeldError, SessionFatalError
 from modeld.session.manifest import Manifest, token_hash
 from modeld.session.values import PrefixStatus, SuffixStatus
-from modeld.types import EndPart, FinishReason, Message, ProgressPart
+from modeld.types import EndPart, FinishReason, Message, ProgressPart, WarningPart
 
 FLUSH_SECONDS = 0.030
 """A stream's frame waits this long for more tokens; the first one does not wait.
@@ -234,6 +234,9 @@ class Scheduler:
             tape, gone = session.remembered, session.gone
             shared = shared_length(tape, job.target)
             stop = why_stopped(session, job.prompt, shared)
+            if job.prompt is not None and job.prompt.replaces:
+                # Not as a branch, nor to RAM.
+                self._pool.cut(session, shared)
             job.reused = self._pool.seat(session, job.target[: job.reusable])
             job.promised = max(job.reused, self._pool.stored(job.target[: job.reusable]))
             if gone is not None and job.promised < min(shared, job.reusable):
@@ -249,6 +252,8 @@ class Scheduler:
             seed = self._prompts.seed(options)
             sampler = self._backend.sampler(options, seed, job.target)
             job.stream = Stream(options, seed, job.request.credit, sampler, self._prompts.parser(job))
+            if job.prompt is not None:
+                job.stream.parts += what_left(job)
         self._room.follow(job)
         self._active.append(job)
         if job.stream is None and not job.remaining:
@@ -409,6 +414,7 @@ class Scheduler:
         if not job.decoding:
             job.prefilled_at = monotonic()
             job.generated_from, job.text_from = len(session.ids), len(session.text)
+        job.again = False
         token = stream.sampler.sample(row)
         if self._backend.is_end(token) and not stream.options.ignore_eos:
             self._finish(job, "stop")
@@ -421,11 +427,25 @@ class Scheduler:
             self._finish(job, "stop", matched)
         elif stream.count == stream.options.max_tokens:
             self._finish(job, "length")
-        elif len(session.ids) > self._load.window:
+        elif len(session.ids) > self._load.window and not self._slides(job, stream):
             self._finish(job, "context_full")
         elif job.stalled and self._starved:
             # What it holds may go to those who wait for room.
             self._try_again()
+
+    def _slides(self, job: Job, stream: Stream) -> bool:
+        """The window is full: let turns leave, and compute what is left again. ``False``: the answer ends here."""
+        try:
+            session = job.session
+            prompt = self._prompts.slide(session, job.generated_from, job.text_from) if session.shifts else None
+        except ModeldError as error:
+            stream.parts.append(WarningPart("shift_failed", f"no turn left the full window: {error.message}"))
+            return False
+        if prompt is None:
+            return False
+        slide_under(job, prompt, self._pool)
+        stream.parts += what_left(job)
+        return True
 
     # Ending
 

@@ -15,6 +15,7 @@ from typing import BinaryIO, Final
 import msgspec
 from msgspec import Struct
 
+from modeld.engine.overflow import Left
 from modeld.engine.session import EngineSession, Span
 from modeld.errors import CancelledError, ManifestMismatchError, ModeldError, SnapshotNotFoundError, StorageError
 from modeld.session.manifest import Manifest, token_hash
@@ -49,6 +50,8 @@ class SavedSession(Struct, frozen=True, kw_only=True):
     volatile: tuple[Message, ...]
     prefix_tokens: int
     logical: int | None
+    left: Left | None = None
+    shifts: bool = False
 
     @classmethod
     def of(cls, session: EngineSession, manifest: Manifest) -> SavedSession:
@@ -67,6 +70,8 @@ class SavedSession(Struct, frozen=True, kw_only=True):
             volatile=session.volatile,
             prefix_tokens=session.prefix_tokens,
             logical=session.logical,
+            left=session.left,
+            shifts=session.shifts,
         )
 
     def put_into(self, session: EngineSession) -> None:
@@ -76,6 +81,7 @@ class SavedSession(Struct, frozen=True, kw_only=True):
         session.think, session.stable, session.volatile = self.think, self.stable, self.volatile
         session.stable_tools = self.stable_tools
         session.prefix_tokens, session.logical = self.prefix_tokens, self.logical
+        session.left, session.shifts = self.left, self.shifts
         session.lost, session.lost_tokens, session.synced = None, 0, 0
 
 

@@ -298,7 +298,7 @@ class Node:
             return msgspec.structs.replace(end, receipt=bound.stamp(end.cost()))
 
         try:
-            stream = engine.stream(request(engine.next_id(), bound.record.key), finish)
+            stream = engine.stream(request(engine.next_id(), bound.record), finish)
         except BaseException:
             self._unbind(bound)
             raise

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from modeld.node.node import Node
 
 Status = TypeVar("Status", PrefixStatus, SuffixStatus)
-RequestMaker = Callable[[int, int], Turn | Decode]
-"""Makes the engine's request from its id and the number of the session."""
+RequestMaker = Callable[[int, SessionRecord], Turn | Decode]
+"""Makes the engine's request from its id and the session's record."""
 
 
 class Bound:
@@ -63,19 +63,27 @@ class NodeSession:
             request = Prefix(self._id(bound), bound.record.key, tuple(messages), tuple(tools))
             return self._follow(bound, await bound.residency.engine.call(request, PrefixStatus))
 
-    async def prefill_suffix(self, messages: Sequence[Message], *, think: str = "auto") -> SuffixStatus:
+    async def prefill_suffix(
+        self,
+        messages: Sequence[Message],
+        *,
+        think: str = "auto",
+        shift: bool | None = None,
+        truncate: bool | None = None,
+    ) -> SuffixStatus:
         """See :meth:`modeld.session.Session.prefill_suffix`."""
         self._require_open()
         level = parse_think(think)
         async with self._node.bound(self._handle) as bound:
-            request = Suffix(self._id(bound), bound.record.key, tuple(messages), level)
+            overflow = bound.record.config.overflow(shift, truncate)
+            request = Suffix(self._id(bound), bound.record.key, tuple(messages), level, overflow)
             return self._follow(bound, await bound.residency.engine.call(request, SuffixStatus))
 
     def decode(self, options: DecodeOptions | None = None) -> NodeStream:
         """See :meth:`modeld.session.Session.decode`."""
         self._require_open()
         wanted = options or DecodeOptions()
-        return NodeStream(self, lambda id_, key: Decode(id_, key, wanted))
+        return NodeStream(self, lambda id_, record: Decode(id_, record.key, wanted))
 
     def turn(
         self,
@@ -84,12 +92,19 @@ class NodeSession:
         tools: Sequence[Tool] = (),
         think: str = "auto",
         options: DecodeOptions | None = None,
+        shift: bool | None = None,
+        truncate: bool | None = None,
     ) -> NodeStream:
         """See :meth:`modeld.session.Session.turn`."""
         self._require_open()
         level = parse_think(think)
         conversation, offered, wanted = tuple(messages), tuple(tools), options or DecodeOptions()
-        return NodeStream(self, lambda id_, key: Turn(id_, key, conversation, wanted, offered, level))
+
+        def request(id_: int, record: SessionRecord) -> Turn:
+            overflow = record.config.overflow(shift, truncate)
+            return Turn(id_, record.key, conversation, wanted, offered, level, overflow=overflow)
+
+        return NodeStream(self, request)
 
     async def explain(self) -> ContextReport:
         """See :meth:`modeld.session.Session.explain`."""

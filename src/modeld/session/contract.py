@@ -74,17 +74,30 @@ class Session(Protocol):
         """
         ...
 
-    async def prefill_suffix(self, messages: Sequence[Message], *, think: str = "auto") -> SuffixStatus:
+    async def prefill_suffix(
+        self,
+        messages: Sequence[Message],
+        *,
+        think: str = "auto",
+        shift: bool | None = None,
+        truncate: bool | None = None,
+    ) -> SuffixStatus:
         """Append messages after the prefix, render the whole conversation and compute what is not on the tape.
 
         May be called again to append more.
 
+        :param shift: as for :class:`SessionConfig`; ``None`` is what the session was opened with.
+        :param truncate: likewise.
         :raises ContextOverflowError: it does not fit the window; nothing changed.
+        :raises InvalidRequestError: ``shift`` and ``truncate`` both.
         """
         ...
 
     def decode(self, options: DecodeOptions | None = None) -> PartStream:
-        """Generate from where the tape ends; called again, it goes on."""
+        """Generate from where the tape ends; called again, it goes on.
+
+        When the window is full, turns leave if ``shift`` was set for the call before.
+        """
         ...
 
     def turn(
@@ -94,8 +107,13 @@ class Session(Protocol):
         tools: Sequence[Tool] = (),
         think: str = "auto",
         options: DecodeOptions | None = None,
+        shift: bool | None = None,
+        truncate: bool | None = None,
     ) -> PartStream:
-        """Answer a whole conversation: prefix, suffix and decode in one atomic call."""
+        """Answer a whole conversation: prefix, suffix and decode in one atomic call.
+
+        ``shift`` and ``truncate`` as for :meth:`prefill_suffix`.
+        """
         ...
 
     async def explain(self) -> ContextReport:

@@ -209,13 +209,22 @@ class LeaderSession:
 
         return await self._route.call(ensured, repeat=True)
 
-    async def prefill_suffix(self, messages: Sequence[Message], *, think: str = "auto") -> SuffixStatus:
+    async def prefill_suffix(
+        self,
+        messages: Sequence[Message],
+        *,
+        think: str = "auto",
+        shift: bool | None = None,
+        truncate: bool | None = None,
+    ) -> SuffixStatus:
         """See :meth:`modeld.session.Session.prefill_suffix`.
 
         :raises StaleEpochError: the owner that had the prefix is gone; nothing was done.
         """
         node = await self._holder()
-        return self._settled(node, await (await self._on(node)).prefill_suffix(messages, think=think))
+        session = await self._on(node)
+        status = await session.prefill_suffix(messages, think=think, shift=shift, truncate=truncate)
+        return self._settled(node, status)
 
     def decode(self, options: DecodeOptions | None = None) -> LeaderStream:
         """See :meth:`modeld.session.Session.decode`. A decode is not repeated on another owner: it has no tape there.
@@ -236,6 +245,8 @@ class LeaderSession:
         tools: Sequence[Tool] = (),
         think: str = "auto",
         options: DecodeOptions | None = None,
+        shift: bool | None = None,
+        truncate: bool | None = None,
     ) -> LeaderStream:
         """See :meth:`modeld.session.Session.turn`.
 
@@ -253,7 +264,8 @@ class LeaderSession:
         asked = tuple(messages), tuple(tools)
 
         async def start(node: RemoteNode) -> RemoteStream:
-            return (await self._on(node)).turn(asked[0], tools=asked[1], think=think, options=options)
+            session = await self._on(node)
+            return session.turn(asked[0], tools=asked[1], think=think, options=options, shift=shift, truncate=truncate)
 
         return LeaderStream(self._route, self._route.current, start, self.settle, repeat=True)
 

@@ -107,6 +107,8 @@ class PrefillSuffixRequest(Struct, frozen=True, kw_only=True):
     handle: SessionHandle
     messages: tuple[Message, ...] = ()
     think: str = "auto"
+    shift: bool | None = None
+    truncate: bool | None = None
 
 
 class DecodeRequest(Struct, frozen=True, kw_only=True):
@@ -126,6 +128,8 @@ class TurnRequest(Struct, frozen=True, kw_only=True):
     think: str = "auto"
     options: DecodeOptions | None = None
     request_id: str = ""
+    shift: bool | None = None
+    truncate: bool | None = None
 
 
 class CancelRequest(Struct, frozen=True, kw_only=True):

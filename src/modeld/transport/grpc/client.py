@@ -194,9 +194,18 @@ class RemoteSession:
         self._follow(status.receipt)
         return status
 
-    async def prefill_suffix(self, messages: Sequence[Message], *, think: str = "auto") -> SuffixStatus:
+    async def prefill_suffix(
+        self,
+        messages: Sequence[Message],
+        *,
+        think: str = "auto",
+        shift: bool | None = None,
+        truncate: bool | None = None,
+    ) -> SuffixStatus:
         """See :meth:`modeld.session.Session.prefill_suffix`."""
-        request = PrefillSuffixRequest(handle=self._live_handle(), messages=tuple(messages), think=think)
+        request = PrefillSuffixRequest(
+            handle=self._live_handle(), messages=tuple(messages), think=think, shift=shift, truncate=truncate
+        )
         status = await self._wire.call("PrefillSuffix", request, SuffixStatus)
         self._follow(status.receipt)
         return status
@@ -218,10 +227,18 @@ class RemoteSession:
         tools: Sequence[Tool] = (),
         think: str = "auto",
         options: DecodeOptions | None = None,
+        shift: bool | None = None,
+        truncate: bool | None = None,
     ) -> RemoteStream:
         """See :meth:`modeld.session.Session.turn`."""
         template = TurnRequest(
-            handle=self._live_handle(), messages=tuple(messages), tools=tuple(tools), think=think, options=options
+            handle=self._live_handle(),
+            messages=tuple(messages),
+            tools=tuple(tools),
+            think=think,
+            options=options,
+            shift=shift,
+            truncate=truncate,
         )
         # The handle of the moment it starts: another call may have moved the generation on.
         return RemoteStream(

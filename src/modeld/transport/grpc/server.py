@@ -291,14 +291,21 @@ class GrpcServer:
         return await self._session(request).ensure_prefix(request.messages, request.tools)
 
     async def _prefill_suffix(self, request: PrefillSuffixRequest) -> Struct:
-        return await self._session(request).prefill_suffix(request.messages, think=request.think)
+        return await self._session(request).prefill_suffix(
+            request.messages, think=request.think, shift=request.shift, truncate=request.truncate
+        )
 
     def _decode(self, request: DecodeRequest) -> PartStream:
         return self._session(request).decode(request.options)
 
     def _turn(self, request: TurnRequest) -> PartStream:
         return self._session(request).turn(
-            request.messages, tools=request.tools, think=request.think, options=request.options
+            request.messages,
+            tools=request.tools,
+            think=request.think,
+            options=request.options,
+            shift=request.shift,
+            truncate=request.truncate,
         )
 
     async def _cancel(self, request: CancelRequest) -> CancelReply:

@@ -79,14 +79,18 @@ class EnsurePrefixRequest(_message.Message):
     def __init__(self, handle: _Optional[_Union[SessionHandle, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ...) -> None: ...
 
 class PrefillSuffixRequest(_message.Message):
-    __slots__ = ("handle", "messages", "think")
+    __slots__ = ("handle", "messages", "think", "shift", "truncate")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     THINK_FIELD_NUMBER: _ClassVar[int]
+    SHIFT_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_FIELD_NUMBER: _ClassVar[int]
     handle: SessionHandle
     messages: _containers.RepeatedCompositeFieldContainer[Message]
     think: str
-    def __init__(self, handle: _Optional[_Union[SessionHandle, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., think: _Optional[str] = ...) -> None: ...
+    shift: bool
+    truncate: bool
+    def __init__(self, handle: _Optional[_Union[SessionHandle, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., think: _Optional[str] = ..., shift: _Optional[bool] = ..., truncate: _Optional[bool] = ...) -> None: ...
 
 class DecodeRequest(_message.Message):
     __slots__ = ("handle", "options", "request_id")
@@ -99,20 +103,24 @@ class DecodeRequest(_message.Message):
     def __init__(self, handle: _Optional[_Union[SessionHandle, _Mapping]] = ..., options: _Optional[_Union[DecodeOptions, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class TurnRequest(_message.Message):
-    __slots__ = ("handle", "messages", "tools", "think", "options", "request_id")
+    __slots__ = ("handle", "messages", "tools", "think", "options", "request_id", "shift", "truncate")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     TOOLS_FIELD_NUMBER: _ClassVar[int]
     THINK_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SHIFT_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_FIELD_NUMBER: _ClassVar[int]
     handle: SessionHandle
     messages: _containers.RepeatedCompositeFieldContainer[Message]
     tools: _containers.RepeatedCompositeFieldContainer[Tool]
     think: str
     options: DecodeOptions
     request_id: str
-    def __init__(self, handle: _Optional[_Union[SessionHandle, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., think: _Optional[str] = ..., options: _Optional[_Union[DecodeOptions, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    shift: bool
+    truncate: bool
+    def __init__(self, handle: _Optional[_Union[SessionHandle, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., think: _Optional[str] = ..., options: _Optional[_Union[DecodeOptions, _Mapping]] = ..., request_id: _Optional[str] = ..., shift: _Optional[bool] = ..., truncate: _Optional[bool] = ...) -> None: ...
 
 class CancelRequest(_message.Message):
     __slots__ = ("request_id",)
@@ -447,7 +455,7 @@ class ReuseStop(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., token: _Optional[int] = ..., message_index: _Optional[int] = ..., character: _Optional[int] = ..., old: _Optional[str] = ..., new: _Optional[str] = ..., detail: _Optional[str] = ..., tokens: _Optional[int] = ..., seconds: _Optional[float] = ..., advice: _Optional[str] = ...) -> None: ...
 
 class Receipt(_message.Message):
-    __slots__ = ("reused", "restored", "prefilled", "dropped", "resident", "window", "generation", "rebound", "stop", "queue_seconds", "prefill_seconds", "decode_seconds")
+    __slots__ = ("reused", "restored", "prefilled", "dropped", "resident", "window", "generation", "rebound", "stop", "queue_seconds", "prefill_seconds", "decode_seconds", "left", "left_tokens")
     REUSED_FIELD_NUMBER: _ClassVar[int]
     RESTORED_FIELD_NUMBER: _ClassVar[int]
     PREFILLED_FIELD_NUMBER: _ClassVar[int]
@@ -460,6 +468,8 @@ class Receipt(_message.Message):
     QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_SECONDS_FIELD_NUMBER: _ClassVar[int]
     DECODE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    LEFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     reused: int
     restored: int
     prefilled: int
@@ -472,7 +482,9 @@ class Receipt(_message.Message):
     queue_seconds: float
     prefill_seconds: float
     decode_seconds: float
-    def __init__(self, reused: _Optional[int] = ..., restored: _Optional[int] = ..., prefilled: _Optional[int] = ..., dropped: _Optional[int] = ..., resident: _Optional[int] = ..., window: _Optional[int] = ..., generation: _Optional[int] = ..., rebound: _Optional[bool] = ..., stop: _Optional[_Union[ReuseStop, _Mapping]] = ..., queue_seconds: _Optional[float] = ..., prefill_seconds: _Optional[float] = ..., decode_seconds: _Optional[float] = ...) -> None: ...
+    left: int
+    left_tokens: int
+    def __init__(self, reused: _Optional[int] = ..., restored: _Optional[int] = ..., prefilled: _Optional[int] = ..., dropped: _Optional[int] = ..., resident: _Optional[int] = ..., window: _Optional[int] = ..., generation: _Optional[int] = ..., rebound: _Optional[bool] = ..., stop: _Optional[_Union[ReuseStop, _Mapping]] = ..., queue_seconds: _Optional[float] = ..., prefill_seconds: _Optional[float] = ..., decode_seconds: _Optional[float] = ..., left: _Optional[int] = ..., left_tokens: _Optional[int] = ...) -> None: ...
 
 class TextPart(_message.Message):
     __slots__ = ("text",)
@@ -699,7 +711,7 @@ class ModelRef(_message.Message):
     def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ...) -> None: ...
 
 class SessionConfig(_message.Message):
-    __slots__ = ("workspace", "name", "context", "kv_type", "session_class", "pin", "ttl")
+    __slots__ = ("workspace", "name", "context", "kv_type", "session_class", "pin", "ttl", "shift", "truncate")
     WORKSPACE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
@@ -707,6 +719,8 @@ class SessionConfig(_message.Message):
     SESSION_CLASS_FIELD_NUMBER: _ClassVar[int]
     PIN_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
+    SHIFT_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_FIELD_NUMBER: _ClassVar[int]
     workspace: str
     name: str
     context: int
@@ -714,7 +728,9 @@ class SessionConfig(_message.Message):
     session_class: str
     pin: bool
     ttl: float
-    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ..., context: _Optional[int] = ..., kv_type: _Optional[str] = ..., session_class: _Optional[str] = ..., pin: _Optional[bool] = ..., ttl: _Optional[float] = ...) -> None: ...
+    shift: bool
+    truncate: bool
+    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ..., context: _Optional[int] = ..., kv_type: _Optional[str] = ..., session_class: _Optional[str] = ..., pin: _Optional[bool] = ..., ttl: _Optional[float] = ..., shift: _Optional[bool] = ..., truncate: _Optional[bool] = ...) -> None: ...
 
 class SessionHandle(_message.Message):
     __slots__ = ("workspace", "name", "ref", "generation", "window", "epoch")

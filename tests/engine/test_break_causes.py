@@ -338,3 +338,10 @@ def test_a_changed_header_costs_all_that_follows_it(rest: list[int], data: st.Da
     more = data.draw(st.lists(st.integers(10**7, 10**8), max_size=20))
     again = computed_again([1, 2, 3, *rest], [1, 2, 4, *rest, *more], 2, 3 + len(rest) + len(more))
     assert again == len(rest)
+
+
+def test_a_message_that_became_like_a_later_one_was_edited() -> None:
+    old = [Message("user", "Hello"), Message("user", "Yes"), Message("user", "No")]
+    new = [old[0], old[2], old[2]]
+    stop = explain(session_after(prompt_of(EMPTY, old), "answer"), prompt_of(EMPTY, new))
+    assert (stop.reason, stop.message_index, stop.character) == ("message_changed", 1, 0)

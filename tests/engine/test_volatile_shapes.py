@@ -42,9 +42,9 @@ VOLATILE = [
     ("an id", "trace 4bf92f3577b34da6a3ce929d0e0e4736", "trace 00f067aa0ba902b7a3ce929d0e0e4736"),
     ("an id", "message 01ARZ3NDEKTSV4RRFFQ69G5FAV", "message 01ARZ3NDEKTSV4RRFFQ69G5FAW"),
     ("an id", '"conversation_id": "abc-1234"', '"conversation_id": "abd-1235"'),
-    ("a working directory", "Working directory: /home/ann/one", "Working directory: /home/ann/two"),
-    ("a working directory", " - Primary working directory: /src/a", " - Primary working directory: /work/b"),
-    ("a working directory", "<cwd>/home/ann/one</cwd>", "<cwd>/tmp/ann/one</cwd>"),
+    ("a working directory", "Working directory: /srv/one", "Working directory: /srv/two"),
+    ("a working directory", " - Primary working directory: /src/a", " - Primary working directory: /data/b"),
+    ("a working directory", "<cwd>/srv/one</cwd>", "<cwd>/tmp/ann/one</cwd>"),
     ("a working directory", '{"cwd": "C:\\\\one"}', '{"cwd": "D:\\\\two"}'),
     ("a temporary path", "Write notes to /tmp/agent-x81k/notes", "Write notes to /tmp/agent-b3zz/notes"),
     ("a counter", "Token usage: 12034/200000; rest", "Token usage: 15110/200000; rest"),
@@ -128,6 +128,7 @@ def test_a_long_line_costs_no_more_than_a_short_one() -> None:
 @pytest.mark.parametrize(
     ("text", "header"),
     [
+        ("<" + "env" * 100_000 + "HERE", False),
         ("<system-reminder>\nToday is HERE", True),
         ("<environment_context><cwd>HERE", True),
         ("<env>\nx\n</env>\nToday is HERE", False),

@@ -28,6 +28,7 @@ _OPENING = 64
 
 _THINKING: Final = re.compile(rb"</?(?:\w+:)?(?:think|thinking|thought|reasoning)\b|\[/?THINK\]|<\|channel\|?>")
 _THINKING_TAG = 16
+_MOST_OBJECTS = 100
 
 ADVICE: Final[dict[ReuseReason, str]] = {
     "message_changed": "send earlier messages again as they were; put what changes into the last message",
@@ -199,9 +200,11 @@ def _calls(said: str, calls: Sequence[ToolCall], index: int) -> Difference:
 
 
 def _objects(text: str) -> list[Any]:
-    """The JSON objects in a text, and those in them."""
+    """The first JSON objects in a text, and what they hold."""
     decoder, found, at = json.JSONDecoder(), [], text.find("{")
-    while at >= 0:
+    for _ in range(_MOST_OBJECTS):
+        if at < 0:
+            break
         try:
             value, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):

@@ -68,7 +68,7 @@ _GIT_LINE: Final = re.compile(
     r"|recent commits:.*)?",
     re.I,
 )
-_BLOCK: Final = re.compile(r"<(/?)[\w-]*(?:system|env|environment|context|reminder|info|status)[\w-]*>", re.I)
+_BLOCK: Final = re.compile(r"<(/?)[\w-]{0,30}(?:system|env|environment|context|reminder|info|status)[\w-]{0,30}>", re.I)
 """Tags with which programs put such text into the message of a user."""
 
 

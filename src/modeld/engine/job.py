@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from modeld.chat.parser import OutputParser, StopMatcher
 from modeld.engine.backend import Sampler
 from modeld.engine.protocol import Decode, Prefix, SessionRequest, Suffix, Turn
 from modeld.engine.session import EngineSession, Prompt
+from modeld.engine.spans import Positions
 from modeld.types import (
     DecodeOptions,
     Receipt,
@@ -19,6 +21,9 @@ from modeld.types import (
     ToolCallStart,
     Usage,
 )
+
+if TYPE_CHECKING:
+    from modeld.engine.progress import Pace
 
 
 class Stream:
@@ -89,6 +94,8 @@ class Job:
         self.request = request
         self.session = session
         self.id = request.id
+        # Who asks: those take turns.
+        self.client = request.client if isinstance(request, Prefix | Suffix | Turn | Decode) else ""
         self.arrived = monotonic()
         self.started = 0.0
         self.prefilled_at = 0.0
@@ -104,10 +111,22 @@ class Job:
         self.warm = True
         self.promised = 0
         self.reused = self.restored = self.dropped = 0
+        # Positions that were computed for it as a prompt is, some of them again, and those that RAM gave back.
+        self.computed = Positions()
+        self.brought = Positions()
+        # The most of its target that the KV held.
+        self.reached = 0
         self.stop: ReuseStop | None = None
         self.stream: Stream | None = None
         # It waits for cells or a sequence id that others hold.
         self.parked = False
+        # Others that came later and started before it.
+        self.passed = 0
+        # What it has had of its turn to compute its prompt.
+        self.turn_tokens = self.turn_steps = 0
+        # When its stream last heard something, and how fast its prompt came along.
+        self.told = self.arrived
+        self.pace: Pace | None = None
         # It has ended, one way or another.
         self.over = False
         # Where the answer begins, in tokens and in bytes.
@@ -140,6 +159,11 @@ class Job:
         """Its prompt makes progress: neither done, nor given up, nor held up."""
         return self.runnable and not self.decoding and not self.over
 
+    @property
+    def complete(self) -> bool:
+        """It only computes, and all it wanted is in the KV. A step without a token would fail."""
+        return self.stream is None and not self.decoding and not self.remaining
+
     def lost_kv(self, why: ReuseReason) -> None:
         """What it reused was taken from it and is computed again: its receipt must not say otherwise."""
         self.warm = True
@@ -170,6 +194,22 @@ class Job:
         session = self.session
         return session.ids[-1] if self.decoding and len(session.ids) - session.hot == 1 else None
 
+    @property
+    def done(self) -> tuple[int, int]:
+        """How many tokens are in the KV, and how many there must be before the next token of its stream."""
+        return self.session.hot if self.started else 0, len(self.session.ids if self.decoding else self.target)
+
+    @property
+    def silent(self) -> bool:
+        """It has a stream, and no text of it can come soon: it waits, or its prompt is being computed."""
+        return isinstance(self.request, Turn | Decode) and not self.stalled and (self.parked or self.next_token is None)
+
+    def took(self, tokens: int) -> None:
+        """A step has put so many tokens of it into the KV: its prompt's, or such as were taken from it."""
+        hot = self.session.hot
+        self.computed.add(hot - tokens, hot)
+        self.reached = max(self.reached, min(len(self.target), hot))
+
     def frame(self) -> int:
         """Number of the next frame."""
         self._frames += 1
@@ -177,9 +217,10 @@ class Job:
 
     def usage(self) -> Usage:
         """Counted by the engine. After a cut prefill ``input`` is what was computed, not what was asked for."""
+        seen = self._seen()
         return Usage(
-            input=self._computed(),
-            cache_read=self.reused + self.restored,
+            input=seen,
+            cache_read=seen - self.computed.below(seen),
             output=self.stream.count if self.stream else 0,
             reasoning=self.stream.thinking_tokens if self.stream else 0,
         )
@@ -188,16 +229,19 @@ class Job:
         """What the job cost, added to the session's counters."""
         now = monotonic()
         session = self.session
-        prefilled = self._computed() - self.reused - self.restored
+        seen, prefilled = self._seen(), self.computed.added
+        fresh = self.computed.below(seen)
+        restored = self.brought.below(seen, without=self.computed)
         session.prefill_calls += prefilled > 0
         session.prefill_tokens += prefilled
         if self.stream is not None:
             session.decode_calls += 1
             session.decode_tokens += self.stream.count
         session.last_receipt = Receipt(
-            reused=self.reused,
-            restored=self.restored,
+            reused=seen - fresh - restored,
+            restored=restored,
             prefilled=prefilled,
+            recomputed=prefilled - fresh,
             dropped=self.dropped,
             resident=session.hot,
             window=window,
@@ -208,8 +252,8 @@ class Job:
         )
         return session.last_receipt
 
-    def _computed(self) -> int:
+    def _seen(self) -> int:
         """Tokens of the target that are, or were, in the KV for this job."""
         if not self.started:
             return 0
-        return len(self.target) if self.decoding else min(len(self.target), self.session.hot)
+        return len(self.target) if self.decoding else max(self.reached, min(len(self.target), self.session.hot))

@@ -66,10 +66,25 @@ class Prompts:
         self._check_template(messages, tools, think)
         rendered = self._template.render(messages, tools, think=think, add_generation_prompt=generate)
         text = rendered.encode("utf-8", "replace")
+        self._refuse_hopeless(text)
         ids = session.tokens_of(text, self._backend, self._backend.bos, self._backend.add_bos)
         if not ids:
             raise InvalidRequestError("the messages render to no tokens", parameter="messages")
         return Prompt(messages, tools, think, text, ids)
+
+    def _refuse_hopeless(self, text: bytes) -> None:
+        """Refuse what cannot fit whatever its tokens are: tokenising 4 MiB takes a second, and all streams wait."""
+        least = -(-len(text) // self._backend.longest) if self._backend.longest else 0
+        if least > self._window:
+            raise ContextOverflowError(
+                f"the prompt is {len(text)} bytes of text, at least {least} tokens, and the session holds "
+                f"{self._window}: nothing was cut; shorten the conversation, or open the session with a larger context "
+                "where the model allows it",
+                stage="prompt",
+                resident=0,
+                additional=least,
+                window=self._window,
+            )
 
     def _check_template(self, messages: tuple[Message, ...], tools: tuple[Tool, ...], think: ThinkLevel) -> None:
         """Refuse what the template would leave out of the prompt without a word."""

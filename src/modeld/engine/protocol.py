@@ -74,12 +74,16 @@ class Open(Struct, frozen=True, tag="open"):
 
 
 class Prefix(Struct, frozen=True, tag="prefix"):
-    """:meth:`modeld.session.Session.ensure_prefix`."""
+    """:meth:`modeld.session.Session.ensure_prefix`.
+
+    :param client: who asks, for this and all that compute: clients take turns (:mod:`modeld.engine.line`).
+    """
 
     id: int
     session: int
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...] = ()
+    client: str = ""
 
 
 class Suffix(Struct, frozen=True, tag="suffix"):
@@ -89,6 +93,7 @@ class Suffix(Struct, frozen=True, tag="suffix"):
     session: int
     messages: tuple[Message, ...]
     think: ThinkLevel = "auto"
+    client: str = ""
 
 
 class Decode(Struct, frozen=True, tag="decode"):
@@ -98,6 +103,7 @@ class Decode(Struct, frozen=True, tag="decode"):
     session: int
     options: DecodeOptions
     credit: int = CREDIT
+    client: str = ""
 
 
 class Turn(Struct, frozen=True, tag="turn"):
@@ -110,6 +116,7 @@ class Turn(Struct, frozen=True, tag="turn"):
     tools: tuple[Tool, ...] = ()
     think: ThinkLevel = "auto"
     credit: int = CREDIT
+    client: str = ""
 
 
 class Explain(Struct, frozen=True, tag="explain"):

@@ -11,6 +11,7 @@ import msgspec
 
 from modeld.engine.protocol import Decode, Explain, Fork, Prefix, Restore, Snapshot, Suffix, Turn
 from modeld.errors import ModeldError, SessionClosedError
+from modeld.node.caller import CALLER
 from modeld.node.engine_process import EngineStream
 from modeld.node.sessions import SessionRecord
 from modeld.node.slot import Residency
@@ -57,7 +58,7 @@ class NodeSession:
         """See :meth:`modeld.session.Session.ensure_prefix`."""
         self._require_open()
         async with self._node.bound(self._handle) as bound:
-            request = Prefix(self._id(bound), bound.record.key, tuple(messages), tuple(tools))
+            request = Prefix(self._id(bound), bound.record.key, tuple(messages), tuple(tools), CALLER.get())
             return self._follow(bound, await bound.residency.engine.call(request, PrefixStatus))
 
     async def prefill_suffix(self, messages: Sequence[Message], *, think: str = "auto") -> SuffixStatus:
@@ -65,14 +66,14 @@ class NodeSession:
         self._require_open()
         level = parse_think(think)
         async with self._node.bound(self._handle) as bound:
-            request = Suffix(self._id(bound), bound.record.key, tuple(messages), level)
+            request = Suffix(self._id(bound), bound.record.key, tuple(messages), level, CALLER.get())
             return self._follow(bound, await bound.residency.engine.call(request, SuffixStatus))
 
     def decode(self, options: DecodeOptions | None = None) -> NodeStream:
         """See :meth:`modeld.session.Session.decode`."""
         self._require_open()
-        wanted = options or DecodeOptions()
-        return NodeStream(self, lambda id_, key: Decode(id_, key, wanted))
+        wanted, caller = options or DecodeOptions(), CALLER.get()
+        return NodeStream(self, lambda id_, key: Decode(id_, key, wanted, client=caller))
 
     def turn(
         self,
@@ -86,7 +87,8 @@ class NodeSession:
         self._require_open()
         level = parse_think(think)
         conversation, offered, wanted = tuple(messages), tuple(tools), options or DecodeOptions()
-        return NodeStream(self, lambda id_, key: Turn(id_, key, conversation, wanted, offered, level))
+        caller = CALLER.get()
+        return NodeStream(self, lambda id_, key: Turn(id_, key, conversation, wanted, offered, level, client=caller))
 
     async def explain(self) -> ContextReport:
         """See :meth:`modeld.session.Session.explain`."""

@@ -78,6 +78,7 @@ class FakeBackend:
     add_bos = False
     tokenizer_digest = hashlib.sha256(b"one rune is one token").hexdigest()
     shares = True
+    longest = 4
 
     def __init__(self, request: Load) -> None:
         self._cells: dict[int, dict[int, list[int]]] = {}

@@ -292,9 +292,11 @@ class ReuseStop(Struct, frozen=True, kw_only=True):
 
 
 class Receipt(Struct, frozen=True, kw_only=True):
-    """What a call cost, in tokens. ``reused + restored + prefilled`` is the whole input.
+    """What a call cost, in tokens. ``reused + restored + prefilled - recomputed`` is the whole input.
 
-    :param prefilled: computed by this call (at least 1 where logits were needed).
+    :param prefilled: computed by this call (at least 1 where logits were needed), each time it was.
+    :param recomputed: the part of ``prefilled`` that the call had once already: others needed the room, and its KV was
+        taken while it ran. With tokens of the answer among them. In :attr:`Usage.input` they count once, or not at all.
     :param dropped: left the session's tape because they differ from the input (or because the KV was lost).
     :param resident: on the tape after the call. :param window: tokens the session can hold.
     :param rebound: the handle was of an older generation and was bound to this one.
@@ -318,11 +320,12 @@ class Receipt(Struct, frozen=True, kw_only=True):
     decode_seconds: float = 0.0
     left: int = 0
     left_tokens: int = 0
+    recomputed: int = 0
 
     @property
     def input(self) -> int:
-        """Tokens of the rendered input."""
-        return self.reused + self.restored + self.prefilled
+        """Tokens of the rendered input, each counted once."""
+        return self.reused + self.restored + self.prefilled - self.recomputed
 
     def charged(self, stop: ReuseStop, tokens: int) -> Receipt:
         """The same with ``stop``, and what that cost: ``tokens`` of the prefilled ones had been there before.
@@ -370,11 +373,21 @@ class ToolCallEnd(Struct, frozen=True, tag="tool_call_end"):
 
 
 class ProgressPart(Struct, frozen=True, tag="progress"):
-    """Prefill goes on: ``done`` of ``total`` input tokens, of which ``cached`` were reused or restored."""
+    """Prefill goes on: ``done`` of ``total`` input tokens, of which ``cached`` were reused or restored.
+
+    A node sends one at least every second until there is text, also while the call waits. ``total`` is 0 until the
+    prompt was looked at. A call whose KV was taken while it ran is computed again, its answer so far included.
+
+    :param position: place in the queue of those that wait for room, the first is 1; 0: it is being computed.
+    :param rate: tokens a second lately, 0 where nobody knows yet. :param seconds_left: an estimate, likewise.
+    """
 
     cached: int
     done: int
     total: int
+    position: int = 0
+    rate: float = 0.0
+    seconds_left: float = 0.0
 
 
 class WarningPart(Struct, frozen=True, tag="warning"):

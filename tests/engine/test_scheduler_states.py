@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import zlib
+from collections import Counter
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from msgspec import structs
 
 from modeld.chat.template import ChatTemplate
+from modeld.engine.backend import Slice, StepResult
 from modeld.engine.control import Control
 from modeld.engine.fake.backend import END, START, TEMPLATE, FakeBackend
 from modeld.engine.prompts import Prompts
@@ -114,7 +116,20 @@ class Sessions(RuleBasedStateMachine):
         self.joined: dict[int, PartsJoiner] = {}
         self.tapes: dict[int, list[int]] = {}
         self.cancelled: set[int] = set()
+        self.preempted: set[int] = set()
+        self.computed: Counter[int] = Counter()
+        self._step = self.engine.backend.step
+        self.engine.backend.step = self.step  # type: ignore[method-assign]
         self.frames: dict[int, int] = {}
+
+    def step(self, slices: list[Slice]) -> StepResult:
+        """Counts what is really computed, for the first request of each session."""
+        result = self._step(slices)
+        if result is StepResult.OK:
+            by_sequence = {s.sequence: s for s in self.engine.scheduler._pool.sessions.values()}
+            for part in slices:
+                self.computed[by_sequence[part.sequence].jobs[0].id] += len(part.tokens)
+        return result
 
     def ask(self, request: Request) -> int:
         self.ids += 1
@@ -202,7 +217,9 @@ class Sessions(RuleBasedStateMachine):
                         self.joined[id_].add(part)
                 case Done() | Failed():
                     self.ended(reply)
-                case Evicted() | Held():
+                case Evicted(sessions=sessions):
+                    self.preempted |= {id_ for id_, request in self.asked.items() if request.session in sessions}
+                case Held():
                     pass
         self.engine.replies.clear()
 
@@ -245,7 +262,12 @@ class Sessions(RuleBasedStateMachine):
             assert end.finish_reason != "cancelled" or reply.id in self.cancelled
         assert end.usage.output == len(result.text)
         receipt = end.cost()
-        assert receipt.reused + receipt.restored + receipt.prefilled == end.usage.input
+        again = receipt.recomputed
+        assert receipt.input == receipt.reused + receipt.restored + receipt.prefilled - again == end.usage.input
+        assert min(receipt.reused, receipt.restored, receipt.prefilled, again) >= 0
+        assert again == 0 or reply.id in self.preempted
+        # What a step computes is of a prompt, or goes on behind a token of the answer.
+        assert 0 <= self.computed[reply.id] - receipt.prefilled <= end.usage.output
         if end.usage.output:
             assert end.usage.input == len(rendered(request.messages))
             assert receipt.prefilled >= 1

@@ -42,6 +42,9 @@ class Slice(Struct, frozen=True):
 class Vocabulary(Protocol):
     """Text to tokens and back."""
 
+    longest: int
+    """Bytes of text that one token stands for at most; 0: nobody knows."""
+
     def tokenize(self, text: bytes, *, add_special: bool) -> list[int]:
         """Token ids; text that spells a control token becomes that token."""
         ...

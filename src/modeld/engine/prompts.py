@@ -20,6 +20,10 @@ from modeld.session.values import Overflow
 from modeld.thinking import ThinkLevel
 from modeld.types import DecodeOptions, Message, Tool, WarningPart
 
+COUNTED_BYTES = 2**20
+"""Text up to here is tokenised in any case, so that a refusal has exact numbers. It takes a quarter of a second a MiB,
+and all streams wait."""
+
 
 class Prompts:
     """Renders with the model's own template and its own tokeniser."""
@@ -122,6 +126,7 @@ class Prompts:
         self._check_template(messages, tools, think)
         rendered = self._template.render(messages, tools, think=think, add_generation_prompt=generate)
         text = rendered.encode("utf-8", "replace")
+        self._refuse_hopeless(text)
         ids = session.tokens_of(text, self._backend, self._backend.bos, self._backend.add_bos)
         if not ids:
             raise InvalidRequestError("the messages render to no tokens", parameter="messages")
@@ -143,6 +148,20 @@ class Prompts:
             for text in "AB"
         )
         return first[: shared_length(first, second)]
+
+    def _refuse_hopeless(self, text: bytes) -> None:
+        """Refuse a very long text that cannot fit whatever its tokens are."""
+        least = -(-len(text) // self._backend.longest) if self._backend.longest else 0
+        if len(text) > COUNTED_BYTES and least > self._window:
+            raise ContextOverflowError(
+                f"the prompt is {len(text)} bytes of text, at least {least} tokens, and the session holds "
+                f"{self._window}: nothing was cut; shorten the conversation, or open the session with a larger context "
+                "where the model allows it",
+                stage="prompt",
+                resident=0,
+                additional=least,
+                window=self._window,
+            )
 
     def _check_template(self, messages: tuple[Message, ...], tools: tuple[Tool, ...], think: ThinkLevel) -> None:
         """Refuse what the template would leave out of the prompt without a word."""

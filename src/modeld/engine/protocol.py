@@ -76,12 +76,16 @@ class Open(Struct, frozen=True, tag="open"):
 
 
 class Prefix(Struct, frozen=True, tag="prefix"):
-    """:meth:`modeld.session.Session.ensure_prefix`."""
+    """:meth:`modeld.session.Session.ensure_prefix`.
+
+    :param client: who asks, for this and all that compute: clients take turns (:mod:`modeld.engine.line`).
+    """
 
     id: int
     session: int
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...] = ()
+    client: str = ""
 
 
 class Suffix(Struct, frozen=True, tag="suffix"):
@@ -92,6 +96,7 @@ class Suffix(Struct, frozen=True, tag="suffix"):
     messages: tuple[Message, ...]
     think: ThinkLevel = "auto"
     overflow: Overflow = "error"
+    client: str = ""
 
 
 class Decode(Struct, frozen=True, tag="decode"):
@@ -101,6 +106,7 @@ class Decode(Struct, frozen=True, tag="decode"):
     session: int
     options: DecodeOptions
     credit: int = CREDIT
+    client: str = ""
 
 
 class Turn(Struct, frozen=True, tag="turn"):
@@ -114,6 +120,7 @@ class Turn(Struct, frozen=True, tag="turn"):
     think: ThinkLevel = "auto"
     credit: int = CREDIT
     overflow: Overflow = "error"
+    client: str = ""
 
 
 class Explain(Struct, frozen=True, tag="explain"):

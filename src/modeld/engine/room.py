@@ -78,6 +78,7 @@ class Room:
         before = min(job.session.hot, job.reusable)
         if self._pool.restore_next(job.session, job.wanted):
             job.restored += min(job.session.hot, job.reusable) - before
+            job.brought.add(before, min(job.session.hot, job.reusable))
             return True
         job.warm = False
         if (lost := job.promised - before) > 0 and not job.decoding:

@@ -1,7 +1,8 @@
 """The loop that owns the backend: one thread, one batch at a time.
 
-Each step holds one token for every stream that decodes, then chunks of prompts up to a budget. Between steps requests
-are taken, and jobs are started, cancelled and finished. Within a session they run one after the other, in their order.
+Each step holds one token for every stream that decodes, then pieces of prompts (:mod:`modeld.engine.batch`). Between
+steps requests are taken, and jobs are started, cancelled and finished. Within a session they run one after the other,
+in their order; of several sessions :mod:`modeld.engine.admission` says which is next.
 
 What a step did not finish is not on any tape: after an aborted or failed step each sequence in it is cut back to what
 its session held before. A cancelled prefill therefore keeps the whole steps it has done, and nothing else.
@@ -15,13 +16,16 @@ from contextlib import suppress
 from time import monotonic
 
 from modeld.engine import administration
+from modeld.engine.admission import Admission
 from modeld.engine.ahead import Ahead
-from modeld.engine.backend import Backend, Slice, StepResult
+from modeld.engine.backend import Backend, StepResult
+from modeld.engine.batch import Batches, Entry
 from modeld.engine.control import Control
 from modeld.engine.explain import kv_gone, why_stopped
 from modeld.engine.housekeeping import Housekeeping
 from modeld.engine.job import Job, Stream
 from modeld.engine.pool import Pool
+from modeld.engine.progress import Heartbeat, progress, unheard
 from modeld.engine.prompts import Prompts, close_answer, slide_under, what_left
 from modeld.engine.protocol import (
     Audit,
@@ -37,25 +41,23 @@ from modeld.engine.protocol import (
     Load,
     Open,
     Parts,
-    Prefix,
     Reply,
     Request,
     Restore,
     Settle,
     Snapshot,
-    Suffix,
     Turn,
     encode_result,
 )
+from modeld.engine.results import end_part, status
 from modeld.engine.room import Room
 from modeld.engine.session import EngineSession, shared_length
 from modeld.engine.snapshot_jobs import SnapshotJobs
 from modeld.engine.tiers import open_tiers
 from modeld.engine.transfers import WAKE, Disk, Transfers
 from modeld.errors import CancelledError, CapacityError, EngineProtocolError, ModeldError, SessionFatalError
-from modeld.session.manifest import Manifest, token_hash
-from modeld.session.values import PrefixStatus, SuffixStatus
-from modeld.types import EndPart, FinishReason, Message, ProgressPart, WarningPart
+from modeld.session.manifest import Manifest
+from modeld.types import FinishReason, Message, ProgressPart, WarningPart
 
 FLUSH_SECONDS = 0.030
 """A stream's frame waits this long for more tokens; the first one does not wait.
@@ -63,15 +65,6 @@ FLUSH_SECONDS = 0.030
 Node and client need the processor for each frame. On two cores that also compute the model, 100 frames a second cost
 9 % of the 90m shape's decode rate and 33 cost less than 1 %.
 """
-
-STALL_SECONDS = 0.1
-"""How long a chunk of somebody's prompt may hold up running streams."""
-
-MIN_CHUNK = 16
-MIN_SHARE = 64
-"""Tokens of one prompt in a step at least: smaller pieces waste the matrix products."""
-
-Entry = tuple[Job, Slice]
 
 
 class Scheduler:
@@ -102,26 +95,24 @@ class Scheduler:
         self._pool = Pool(backend, load, send, tiers)
         self._active: list[Job] = []
         self._room = Room(self._pool, self._active, shares=backend.shares)
-        # Sessions whose first job may be started now, and those for which there was no sequence id.
-        self._fresh: list[EngineSession] = []
-        self._starved: list[EngineSession] = []
+        self._admission = Admission(self._pool, self._active)
+        self._batches = Batches(self._room, load.batch)
         self._ahead = Ahead(self._pool, prompts, backend)
         self._housekeeping = Housekeeping(self._pool, self._ahead, tiers, send)
+        self._heartbeat = Heartbeat(self._tell_waiting)
         disk = Disk(lambda: inbox.put(WAKE))
         self._transfers = Transfers(SnapshotJobs(self._pool, backend, load, manifest, disk).steps)
-        self._seconds_per_token = 0.0
 
     def run(self) -> None:
         """Serve for ever; the process ends when the node's end of the socket closes."""
+        self._heartbeat.start()
         while True:
             self.iterate()
 
     def iterate(self) -> None:
         """Take requests, start jobs, do one step. Waits for a request while there is nothing else to do."""
         self._take_requests()
-        fresh, self._fresh = self._fresh, []
-        for session in fresh:
-            self._start_next(session)
+        self._start_waiting()
         self._transfer()
         self._step()
         if self._active:
@@ -134,16 +125,21 @@ class Scheduler:
             while not self._inbox.empty():
                 self._take(self._inbox.get())
             self._housekeeping.collect()
-            if self._fresh or self._transfers.ready or any(job.runnable for job in self._active):
+            if self._admission.ready or self._transfers.ready or any(job.runnable for job in self._active):
                 return
             for job in self._active:
                 self._flush(job)
-            if self._room.stalled() is not None and (self._starved or any(job.parked for job in self._active)):
+            if self._room.stalled() is not None and (
+                self._admission.waiting or any(job.parked for job in self._active)
+            ):
                 # Who waits for room need not wait for a reader that takes nothing.
                 self._try_again()
                 continue
+            wait = self._housekeeping.idle()
             with suppress(queue.Empty):
-                self._take(self._inbox.get(timeout=self._housekeeping.idle()))
+                with self._heartbeat.resting():
+                    request = self._inbox.get(timeout=wait)
+                self._take(request)
 
     def _take(self, request: Request) -> None:
         match request:
@@ -172,7 +168,7 @@ class Scheduler:
                     return
                 job.session.jobs.append(job)
                 if len(job.session.jobs) == 1:
-                    self._fresh.append(job.session)
+                    self._admission.add(job.session)
 
     def _cancel(self, id_: int) -> None:
         for session in self._pool.sessions.values():
@@ -201,10 +197,19 @@ class Scheduler:
 
     # Starting
 
+    def _start_waiting(self) -> None:
+        for job in self._admission.take():
+            if not self._admission.lets(job):
+                self._admission.wait(job.session)
+                continue
+            self._start_next(job.session)
+            if job in self._active:
+                self._admission.started(job)
+
     def _start_next(self, session: EngineSession) -> None:
-        if not session.jobs or session.jobs[0] in self._active or session.jobs[0] in self._transfers:
-            return
         job = session.jobs[0]
+        if job in self._transfers:
+            return
         if session.fatal and not isinstance(job.request, Forget):
             self._fail(job, SessionFatalError(f"{session.fatal}; open the session again to start anew"))
         elif isinstance(job.request, Snapshot | Restore):
@@ -212,7 +217,7 @@ class Scheduler:
         elif not job.computes:
             self._administer(job)
         elif not self._room.may_compute(session, newcomer=True):
-            self._starved.append(session)
+            self._admission.wait(session)
         else:
             try:
                 if not job.target:
@@ -220,7 +225,7 @@ class Scheduler:
                 if self._room.admits(job):
                     self._start(job)
                 else:
-                    self._starved.append(session)
+                    self._admission.wait(session)
             except ModeldError as error:
                 self._fail(job, error)
 
@@ -256,13 +261,15 @@ class Scheduler:
                 job.stream.parts += what_left(job)
         self._room.follow(job)
         self._active.append(job)
-        if job.stream is None and not job.remaining:
+        if job.complete:
             self._prefilled(job)
 
     # Steps
 
     def _step(self) -> None:
-        entries = self._compose()
+        entries = self._batches.compose(self._active)
+        for job in [job for job in self._active if job.complete]:
+            self._prefilled(job)
         result = StepResult.NO_SPACE
         while entries and result is StepResult.NO_SPACE:
             self._flush_before(entries)
@@ -275,37 +282,6 @@ class Scheduler:
                 self._settle([entry], self._compute([entry]))
         else:
             self._settle(entries, result)
-
-    def _compose(self) -> list[Entry]:
-        """The next batch: streams first, a token each, then prompts in the order they came."""
-        ready = []
-        for job in [job for job in self._active if job.runnable]:
-            if not self._room.may_compute(job.session):
-                job.parked = True
-            elif not job.waits:
-                if job.session.sequence is None or job.leader is not None:
-                    self._room.seat_again(job)
-                if not self._room.restore(job):
-                    ready.append(job)
-        streams = [job for job in ready if job.next_token is not None]
-        budget = self._load.batch
-        if streams and self._seconds_per_token:
-            budget = min(budget, max(MIN_CHUNK, int(STALL_SECONDS / self._seconds_per_token)) + len(streams))
-        prompts = [job for job in ready if job.next_token is None]
-        # The oldest prompt goes on in each step; beside it the shortest, which need not wait for the long ones.
-        prompts[1:] = sorted(prompts[1:], key=lambda job: len(job.remaining))
-        share = max(MIN_SHARE, (budget - len(streams)) // max(1, len(prompts)))
-        entries: list[Entry] = []
-        for job in streams + prompts:
-            if budget <= 0:
-                break
-            tokens = job.remaining
-            chunk = tokens[: min(budget, share)]
-            budget -= len(chunk)
-            assert job.session.sequence is not None
-            wanted = len(chunk) == len(tokens) and job.stream is not None
-            entries.append((job, Slice(job.session.sequence, job.session.hot, chunk, wanted)))
-        return entries
 
     def _flush_before(self, entries: list[Entry]) -> None:
         """Tokens that are ready do not wait for a long step, nor longer than a reader would notice."""
@@ -321,15 +297,21 @@ class Scheduler:
             return StepResult.ABORTED
         began = monotonic()
         try:
-            result = self._backend.step([part for _, part in entries])
+            with self._heartbeat.resting():
+                result = self._backend.step([part for _, part in entries])
         finally:
             if alone is not None:
                 self._control.end()
         if result is StepResult.OK:
-            self._measure(sum(len(part.tokens) for _, part in entries), monotonic() - began)
+            seconds = monotonic() - began
+            self._batches.computed(entries, seconds)
+            self._housekeeping.measured(sum(len(part.tokens) for _, part in entries), seconds)
             row = 0
             for job, part in entries:
+                fed = job.next_token is None
                 self._pool.extended(job.session, part.tokens)
+                if fed:
+                    job.took(len(part.tokens))
                 if part.logits:
                     self._sample(job, row)
                     row += 1
@@ -338,12 +320,6 @@ class Scheduler:
                 if not self._pool.cut(job.session, job.session.hot):
                     job.lost_kv("evicted")
         return result
-
-    def _measure(self, tokens: int, seconds: float) -> None:
-        if tokens >= 2 * MIN_CHUNK:
-            self._housekeeping.measured(tokens, seconds)
-            rate = seconds / tokens
-            self._seconds_per_token = (self._seconds_per_token + rate) / 2 if self._seconds_per_token else rate
 
     def _make_room(self, entries: list[Entry]) -> list[Entry]:
         """The batch did not fit: free cells, or leave a job for later.
@@ -386,8 +362,7 @@ class Scheduler:
         """Something changed: who waits for room may look again."""
         for job in self._active:
             job.parked = False
-        self._fresh += self._starved
-        self._starved = []
+        self._admission.try_again()
 
     def _settle(self, entries: list[Entry], result: StepResult) -> None:
         for job, _ in entries:
@@ -404,8 +379,7 @@ class Scheduler:
                 if not job.remaining:
                     self._prefilled(job)
                 elif job.stream is not None:
-                    cached = job.reused + job.restored
-                    job.stream.parts.append(ProgressPart(cached, job.session.hot, len(job.target)))
+                    job.stream.parts.append(self._progress(job))
 
     def _sample(self, job: Job, row: int) -> None:
         """Take the next token of a stream, and see whether it was the last."""
@@ -429,7 +403,7 @@ class Scheduler:
             self._finish(job, "length")
         elif len(session.ids) > self._load.window and not self._slides(job, stream):
             self._finish(job, "context_full")
-        elif job.stalled and self._starved:
+        elif job.stalled and self._admission.waiting:
             # What it holds may go to those who wait for room.
             self._try_again()
 
@@ -452,31 +426,7 @@ class Scheduler:
     def _prefilled(self, job: Job) -> None:
         """A job that only computes has all its tokens in the KV."""
         job.prefilled_at = monotonic()
-        session = job.session
-        session.logical = len(job.target)
-        receipt = job.receipt(self._load.window)
-        available = self._load.window - len(job.target)
-        if isinstance(job.request, Prefix):
-            session.stable, session.stable_tools, session.volatile = job.request.messages, job.request.tools, ()
-            session.prefix_tokens = len(job.target)
-            status: PrefixStatus | SuffixStatus = PrefixStatus(
-                receipt=receipt,
-                prefix_tokens=len(job.target),
-                available=available,
-                prefix_token_hash=token_hash(job.target),
-                manifest_digest=self._manifest.digest,
-            )
-        else:
-            assert isinstance(job.request, Suffix)
-            session.volatile += job.request.messages
-            status = SuffixStatus(
-                receipt=receipt,
-                prefix_tokens=session.prefix_tokens,
-                suffix_tokens=len(job.target) - session.prefix_tokens,
-                available=available,
-                manifest_digest=self._manifest.digest,
-            )
-        self._reply(job, status)
+        self._reply(job, status(job, self._load, self._manifest))
 
     def _finish(self, job: Job, reason: FinishReason, matched: str = "") -> None:
         """Close a stream: what was held back goes out, the answer becomes a span of the text, the end part follows."""
@@ -492,15 +442,7 @@ class Scheduler:
             self._flush(job)
             if job.stream.called and reason == "stop":
                 reason = "tool_calls"
-        end = EndPart(
-            finish_reason=reason,
-            usage=job.usage(),
-            receipt=job.receipt(self._load.window),
-            model=self._load.name,
-            seed=job.stream.seed if job.stream is not None and job.stream.options.temperature else None,
-            stop=matched,
-        )
-        self._reply(job, end)
+        self._reply(job, end_part(job, self._load, reason, matched))
 
     def _finish_cancelled(self, job: Job) -> None:
         if isinstance(job.request, Turn | Decode):
@@ -513,6 +455,18 @@ class Scheduler:
         if job.stream is not None and (job.stream.parts or job.stream.tokens_ready):
             parts, tokens = job.stream.take()
             self._send(Parts(job.id, job.frame(), parts, tokens))
+
+    def _tell_waiting(self) -> None:
+        """Each stream whose text cannot come soon hears where it stands."""
+        if late := unheard(job for session in self._pool.sessions.values() for job in session.jobs):
+            queue_ = self._admission.queue()
+            for job in late:
+                position = queue_.index(job) + 1 if job in queue_ else 0
+                self._send(Parts(job.id, job.frame(), (self._progress(job, position),), 0))
+
+    def _progress(self, job: Job, position: int = 0) -> ProgressPart:
+        job.told = monotonic()
+        return progress(job, position, self._batches.cost.dearer)
 
     def _reply(self, job: Job, result: object) -> None:
         self._leave(job)
@@ -542,4 +496,4 @@ class Scheduler:
         session.last_used = monotonic()
         self._control.forget(job.id)
         self._try_again()
-        self._fresh.append(session)
+        self._admission.add(session)

@@ -24,6 +24,8 @@ AHEAD_BYTES = 64 * 2**20
 PATIENCE_SECONDS = 2.0
 """Nobody waits any longer for a disk that does nothing."""
 
+PREFILL_TOKENS = 32
+
 HEAVIEST = 2
 
 
@@ -73,7 +75,9 @@ class Tiers:
         return self._disk.bytes if self._disk is not None else 0
 
     def measured(self, tokens: int, seconds: float) -> None:
-        """Prefilling so many tokens took so long."""
+        """A step of so many tokens took so long. One of few tells nothing of prefill."""
+        if tokens < PREFILL_TOKENS:
+            return
         cost = seconds / tokens
         self._token_seconds = (self._token_seconds + cost) / 2 if self._token_seconds else cost
 

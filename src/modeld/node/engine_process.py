@@ -41,7 +41,7 @@ from modeld.engine.protocol import (
     encode_request,
 )
 from modeld.errors import EngineCrashedError, EngineProtocolError, ModeldError
-from modeld.types import EndPart, StreamPart
+from modeld.types import EndPart, ProgressPart, StreamPart
 
 START_SECONDS = 60.0
 """An engine that does not say hello by then is ended. Importing a native library from a cold disk takes seconds."""
@@ -132,6 +132,10 @@ class EngineStream:
             self._give_credit()
         if self._discard:
             return
+        if frame.parts and isinstance(frame.parts[0], ProgressPart):
+            # They come as long as the call waits, whether anybody reads or not: only the latest says something.
+            while self._parts and isinstance(self._parts[-1], ProgressPart):
+                self._parts.pop()
         self._parts.extend(frame.parts)
         self._wake.set()
 

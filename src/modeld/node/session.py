@@ -11,6 +11,7 @@ import msgspec
 
 from modeld.engine.protocol import Cancel, Decode, Explain, Fork, Prefix, Restore, Snapshot, Suffix, Turn
 from modeld.errors import ModeldError, SessionClosedError
+from modeld.node.caller import CALLER
 from modeld.node.engine_process import EngineStream
 from modeld.node.sessions import SessionRecord
 from modeld.node.slot import Residency
@@ -60,7 +61,7 @@ class NodeSession:
         """See :meth:`modeld.session.Session.ensure_prefix`."""
         self._require_open()
         async with self._node.bound(self._handle) as bound:
-            request = Prefix(self._id(bound), bound.record.key, tuple(messages), tuple(tools))
+            request = Prefix(self._id(bound), bound.record.key, tuple(messages), tuple(tools), CALLER.get())
             return self._follow(bound, await bound.residency.engine.call(request, PrefixStatus))
 
     async def prefill_suffix(
@@ -76,14 +77,14 @@ class NodeSession:
         level = parse_think(think)
         async with self._node.bound(self._handle) as bound:
             overflow = bound.record.config.overflow(shift, truncate)
-            request = Suffix(self._id(bound), bound.record.key, tuple(messages), level, overflow)
+            request = Suffix(self._id(bound), bound.record.key, tuple(messages), level, overflow, CALLER.get())
             return self._follow(bound, await bound.residency.engine.call(request, SuffixStatus))
 
     def decode(self, options: DecodeOptions | None = None) -> NodeStream:
         """See :meth:`modeld.session.Session.decode`."""
         self._require_open()
-        wanted = options or DecodeOptions()
-        return NodeStream(self, lambda id_, record: Decode(id_, record.key, wanted))
+        wanted, caller = options or DecodeOptions(), CALLER.get()
+        return NodeStream(self, lambda id_, record: Decode(id_, record.key, wanted, client=caller))
 
     def turn(
         self,
@@ -99,10 +100,11 @@ class NodeSession:
         self._require_open()
         level = parse_think(think)
         conversation, offered, wanted = tuple(messages), tuple(tools), options or DecodeOptions()
+        caller = CALLER.get()
 
         def request(id_: int, record: SessionRecord) -> Turn:
             overflow = record.config.overflow(shift, truncate)
-            return Turn(id_, record.key, conversation, wanted, offered, level, overflow=overflow)
+            return Turn(id_, record.key, conversation, wanted, offered, level, overflow=overflow, client=caller)
 
         return NodeStream(self, request)
 

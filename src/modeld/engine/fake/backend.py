@@ -80,6 +80,7 @@ class FakeBackend:
     vocabulary = 0x110000
     kv_layout = "runes"
     shares = True
+    longest = 4
 
     def __init__(self, request: Load) -> None:
         self._cells: dict[int, dict[int, list[int]]] = {}

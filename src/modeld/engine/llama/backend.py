@@ -45,6 +45,9 @@ class LlamaBackend:
         template = native.llama_model_chat_template(model, None)
         self.template_source = "" if template is None else template.decode("utf-8", "replace")
         self.tokenizer_digest = self._tokenizer_digest()
+        # Others may throw text away before they look at it.
+        known = native.llama_vocab_type(self._vocab) in (native.LLAMA_VOCAB_TYPE_SPM, native.LLAMA_VOCAB_TYPE_BPE)
+        self.longest = self._longest_piece() if known else 0
 
     def _install_abort(self) -> Any:
         """Let the processor backend ask, between graph nodes, whether to stop.
@@ -66,6 +69,15 @@ class LlamaBackend:
             sha.update(native.llama_vocab_get_text(vocab, token) or b"")
             sha.update(b"\0")
         return sha.hexdigest()
+
+    def _longest_piece(self) -> int:
+        # A token's text is never shorter than its bytes: few have to be looked at. A lone character that the vocabulary
+        # does not have is one token of up to 4 bytes.
+        longest = 4
+        for token in range(self.vocabulary):
+            if len(self._n.llama_vocab_get_text(self._vocab, token) or b"") > longest:
+                longest = max(longest, len(self.piece(token)))
+        return longest
 
     def tokenize(self, text: bytes, *, add_special: bool) -> list[int]:
         """Token ids; text that spells a control token becomes that token."""

@@ -23,6 +23,7 @@ from msgspec import Struct, structs
 
 from modeld._version import __version__
 from modeld.errors import InvalidRequestError, NodeError, PermissionDeniedError, StaleEpochError
+from modeld.node.caller import CALLER
 from modeld.node.gateway import RepositoryService
 from modeld.session.contract import ModelService, PartStream, Session
 from modeld.session.values import NodeStatus
@@ -177,7 +178,7 @@ class GrpcServer:
     def _unary(self, method: Method, call: Callable[[Any], Awaitable[Struct]]) -> Handler:
         async def handle(data: bytes, context: Context) -> bytes:
             try:
-                self._callers.heard(context)
+                CALLER.set(self._callers.heard(context))
                 self._check_epoch(method, context)
                 reply = to_bytes(await call(from_bytes(method.request, data)))
             except Exception as error:
@@ -192,7 +193,7 @@ class GrpcServer:
     def _streaming(self, method: Method, relay: Callable[[Any, Context], Awaitable[None]]) -> Handler:
         async def handle(data: bytes, context: Context) -> None:
             try:
-                self._callers.heard(context)
+                CALLER.set(self._callers.heard(context))
                 self._check_epoch(method, context)
                 await relay(from_bytes(method.request, data), context)
             except grpc.aio.InternalError:

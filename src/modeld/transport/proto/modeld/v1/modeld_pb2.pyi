@@ -455,7 +455,7 @@ class ReuseStop(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., token: _Optional[int] = ..., message_index: _Optional[int] = ..., character: _Optional[int] = ..., old: _Optional[str] = ..., new: _Optional[str] = ..., detail: _Optional[str] = ..., tokens: _Optional[int] = ..., seconds: _Optional[float] = ..., advice: _Optional[str] = ...) -> None: ...
 
 class Receipt(_message.Message):
-    __slots__ = ("reused", "restored", "prefilled", "dropped", "resident", "window", "generation", "rebound", "stop", "queue_seconds", "prefill_seconds", "decode_seconds", "left", "left_tokens")
+    __slots__ = ("reused", "restored", "prefilled", "dropped", "resident", "window", "generation", "rebound", "stop", "queue_seconds", "prefill_seconds", "decode_seconds", "left", "left_tokens", "recomputed")
     REUSED_FIELD_NUMBER: _ClassVar[int]
     RESTORED_FIELD_NUMBER: _ClassVar[int]
     PREFILLED_FIELD_NUMBER: _ClassVar[int]
@@ -470,6 +470,7 @@ class Receipt(_message.Message):
     DECODE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     LEFT_FIELD_NUMBER: _ClassVar[int]
     LEFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTED_FIELD_NUMBER: _ClassVar[int]
     reused: int
     restored: int
     prefilled: int
@@ -484,7 +485,8 @@ class Receipt(_message.Message):
     decode_seconds: float
     left: int
     left_tokens: int
-    def __init__(self, reused: _Optional[int] = ..., restored: _Optional[int] = ..., prefilled: _Optional[int] = ..., dropped: _Optional[int] = ..., resident: _Optional[int] = ..., window: _Optional[int] = ..., generation: _Optional[int] = ..., rebound: _Optional[bool] = ..., stop: _Optional[_Union[ReuseStop, _Mapping]] = ..., queue_seconds: _Optional[float] = ..., prefill_seconds: _Optional[float] = ..., decode_seconds: _Optional[float] = ..., left: _Optional[int] = ..., left_tokens: _Optional[int] = ...) -> None: ...
+    recomputed: int
+    def __init__(self, reused: _Optional[int] = ..., restored: _Optional[int] = ..., prefilled: _Optional[int] = ..., dropped: _Optional[int] = ..., resident: _Optional[int] = ..., window: _Optional[int] = ..., generation: _Optional[int] = ..., rebound: _Optional[bool] = ..., stop: _Optional[_Union[ReuseStop, _Mapping]] = ..., queue_seconds: _Optional[float] = ..., prefill_seconds: _Optional[float] = ..., decode_seconds: _Optional[float] = ..., left: _Optional[int] = ..., left_tokens: _Optional[int] = ..., recomputed: _Optional[int] = ...) -> None: ...
 
 class TextPart(_message.Message):
     __slots__ = ("text",)
@@ -525,14 +527,20 @@ class ToolCallEnd(_message.Message):
     def __init__(self, index: _Optional[int] = ..., provider_meta: _Optional[str] = ...) -> None: ...
 
 class ProgressPart(_message.Message):
-    __slots__ = ("cached", "done", "total")
+    __slots__ = ("cached", "done", "total", "position", "rate", "seconds_left")
     CACHED_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_LEFT_FIELD_NUMBER: _ClassVar[int]
     cached: int
     done: int
     total: int
-    def __init__(self, cached: _Optional[int] = ..., done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
+    position: int
+    rate: float
+    seconds_left: float
+    def __init__(self, cached: _Optional[int] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., position: _Optional[int] = ..., rate: _Optional[float] = ..., seconds_left: _Optional[float] = ...) -> None: ...
 
 class WarningPart(_message.Message):
     __slots__ = ("code", "message")

@@ -70,6 +70,11 @@ class DiskSessions(Sessions):
             patch.stop()
         self.folder.cleanup()
 
+    def audited(self) -> None:
+        # Files that others changed are seen when they are read.
+        if not self.spoilt:
+            super().audited()
+
     def start(self) -> None:
         self.engine: DiskEngine = DiskEngine(self.load)
         self.spoilt = False

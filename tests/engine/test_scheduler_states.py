@@ -78,6 +78,9 @@ class Engine:
 
     def __init__(self, load: Load = LOAD) -> None:
         self.backend = FakeBackend(load)
+        self.computed: Counter[int] = Counter()
+        self._step = self.backend.step
+        self.backend.step = self.step  # type: ignore[method-assign]
         self.inbox = Mailbox()
         self.control = Control()
         self.control.bind(self.backend)
@@ -85,6 +88,16 @@ class Engine:
         manifest = Manifest(engine="fake", engine_build="1", model_digest="d", template_digest="t")
         prompts = Prompts(self.backend, TEMPLATED, load.window)
         self.scheduler = Scheduler(self.backend, load, manifest, prompts, self.replies.append, self.inbox, self.control)
+
+    def step(self, slices: list[Slice]) -> StepResult:
+        """Counts what is really computed, for the first request of each session."""
+        result = self._step(slices)
+        if result is StepResult.OK:
+            by_sequence = {s.sequence: s for s in self.scheduler._pool.sessions.values()}
+            for part in slices:
+                if part.sequence in by_sequence:
+                    self.computed[by_sequence[part.sequence].jobs[0].id] += len(part.tokens)
+        return result
 
     def ask(self, *requests: Request) -> None:
         for request in requests:
@@ -117,19 +130,7 @@ class Sessions(RuleBasedStateMachine):
         self.tapes: dict[int, list[int]] = {}
         self.cancelled: set[int] = set()
         self.preempted: set[int] = set()
-        self.computed: Counter[int] = Counter()
-        self._step = self.engine.backend.step
-        self.engine.backend.step = self.step  # type: ignore[method-assign]
         self.frames: dict[int, int] = {}
-
-    def step(self, slices: list[Slice]) -> StepResult:
-        """Counts what is really computed, for the first request of each session."""
-        result = self._step(slices)
-        if result is StepResult.OK:
-            by_sequence = {s.sequence: s for s in self.engine.scheduler._pool.sessions.values()}
-            for part in slices:
-                self.computed[by_sequence[part.sequence].jobs[0].id] += len(part.tokens)
-        return result
 
     def ask(self, request: Request) -> int:
         self.ids += 1
@@ -204,6 +205,9 @@ class Sessions(RuleBasedStateMachine):
             self.read()
         assert not self.asked
         assert self.engine.backend.used() == self.engine.scheduler._pool.used()
+        self.audited()
+
+    def audited(self) -> None:
         assert self.engine.scheduler._pool.audit() == ()
 
     def read(self) -> None:
@@ -267,7 +271,7 @@ class Sessions(RuleBasedStateMachine):
         assert min(receipt.reused, receipt.restored, receipt.prefilled, again) >= 0
         assert again == 0 or reply.id in self.preempted
         # What a step computes is of a prompt, or goes on behind a token of the answer.
-        assert 0 <= self.computed[reply.id] - receipt.prefilled <= end.usage.output
+        assert 0 <= self.engine.computed[reply.id] - receipt.prefilled <= end.usage.output
         if end.usage.output:
             assert end.usage.input == len(rendered(request.messages))
             assert receipt.prefilled >= 1

@@ -242,7 +242,8 @@ class Job:
     def took(self, tokens: int) -> None:
         """A step has put so many tokens of it into the KV: its prompt's, or such as were taken from it."""
         hot = self.session.hot
-        self.computed.add(hot - tokens, hot)
+        # The token sampled last is a step of the answer, wherever it is computed.
+        self.computed.add(hot - tokens, min(hot, len(self.session.ids) - 1) if self.decoding else hot)
         self.reached = max(self.reached, min(len(self.target), hot))
 
     def frame(self) -> int:

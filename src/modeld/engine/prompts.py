@@ -39,6 +39,12 @@ class Prompts:
                 # What follows the prefix on the tape may be just what the suffix needs: it stays until that is known.
                 job.keeps_tail = shared == len(prompt.ids)
                 self._plan(job, prompt, "prefix", logits=False)
+            case Suffix() if session.unsure:
+                raise InvalidRequestError(
+                    "the engine ended before it could tell what the session's last call was, so nothing can follow it; "
+                    "call ensure_prefix or turn with the conversation",
+                    parameter="session",
+                )
             case Suffix(messages=messages, think=think):
                 everything = (*session.stable, *session.volatile, *messages)
                 prompt = self._render(session, everything, session.stable_tools, think, generate=True)

@@ -37,12 +37,14 @@ from modeld.engine.protocol import (
     Reply,
     Request,
     Settle,
+    Snapshot,
     Suffix,
     Turn,
     encode_result,
 )
 from modeld.engine.room import Room
 from modeld.engine.session import EngineSession, shared_length
+from modeld.engine.states import States
 from modeld.errors import CancelledError, CapacityError, EngineProtocolError, ModeldError, SessionFatalError
 from modeld.session.manifest import Manifest, token_hash
 from modeld.session.values import PrefixStatus, SuffixStatus
@@ -95,7 +97,8 @@ class Scheduler:
         # Sessions whose first job may be started now, and those for which there was no sequence id.
         self._fresh: list[EngineSession] = []
         self._starved: list[EngineSession] = []
-        self._housekeeping = Housekeeping(self._pool, send)
+        self._states = States(self._pool, manifest, send)
+        self._housekeeping = Housekeeping(self._pool, self._states, send)
         self._seconds_per_token = 0.0
 
     def run(self) -> None:
@@ -135,7 +138,7 @@ class Scheduler:
             case Load():
                 raise EngineProtocolError("this engine has its model already; another one needs another engine")
             case Open():
-                self._pool.open(request)
+                self._states.open(request)
             case Credit(id=id_, tokens=tokens):
                 for job in self._active:
                     if job.id == id_ and job.stream is not None:
@@ -146,6 +149,7 @@ class Scheduler:
                 self._housekeeping.settle(seconds)
                 self._send(Done(id_, 0, encode_result(None)))
             case _:
+                self._states.taken = request.id
                 job = Job(request, self._pool.get(request.session))
                 if isinstance(request, Explain):
                     self._administer(job)
@@ -462,7 +466,9 @@ class Scheduler:
         self._leave(job)
         tapes = [self._pool.tape(job.session)]
         if isinstance(job.request, Fork):
-            tapes.append(self._pool.tape(self._pool.get(job.request.target)))
+            target = self._pool.get(job.request.target)
+            self._states.touched(target)
+            tapes.append(self._pool.tape(target))
         self._housekeeping.tell()
         self._send(Done(job.id, job.frame(), encode_result(result), tuple(tapes)))
 
@@ -483,6 +489,8 @@ class Scheduler:
         if job in session.jobs:
             session.jobs.remove(job)
         session.last_used = monotonic()
+        if not isinstance(job.request, Explain | Snapshot):
+            self._states.touched(session)
         self._control.forget(job.id)
         self._try_again()
         self._fresh.append(session)

@@ -64,6 +64,8 @@ class EngineSession:
         self.prefix_tokens = 0
         # Tokens that a decode continues from; None while a prefill was cut short.
         self.logical: int | None = None
+        # An engine ended before it told of the last call: what was said is not known, only some of the tape.
+        self.unsure = False
         # Why KV that was there is not, and how much of it.
         self.lost: ReuseReason | None = None
         self.lost_tokens = 0
@@ -113,7 +115,7 @@ class EngineSession:
         self.text = bytearray(prompt.text)
         self.hot = reused
         self.messages, self.tools, self.think = prompt.messages, prompt.tools, prompt.think
-        self.lost, self.lost_tokens = None, 0
+        self.lost, self.lost_tokens, self.unsure = None, 0, False
 
     def lose(self, reason: ReuseReason) -> None:
         """The KV is gone. What it held is remembered for the next receipt."""
@@ -127,7 +129,7 @@ class EngineSession:
         self.ids, self.text, self.spans = list(other.ids), bytearray(other.text), list(other.spans)
         self.messages, self.tools, self.think = other.messages, other.tools, other.think
         self.stable, self.stable_tools, self.volatile = other.stable, other.stable_tools, other.volatile
-        self.prefix_tokens, self.logical = other.prefix_tokens, other.logical
+        self.prefix_tokens, self.logical, self.unsure = other.prefix_tokens, other.logical, other.unsure
         self.lost, self.lost_tokens, self.hot, self.synced, self.fatal = None, 0, 0, 0, ""
 
     @property

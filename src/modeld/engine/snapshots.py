@@ -67,7 +67,7 @@ class SavedSession(Struct, frozen=True, kw_only=True):
         session.think, session.stable, session.volatile = self.think, self.stable, self.volatile
         session.stable_tools = self.stable_tools
         session.prefix_tokens, session.logical = self.prefix_tokens, self.logical
-        session.lost, session.lost_tokens, session.synced = None, 0, 0
+        session.lost, session.lost_tokens, session.synced, session.unsure = None, 0, 0, False
 
 
 def write_snapshot(path: str, saved: SavedSession, state: bytes) -> tuple[str, int]:

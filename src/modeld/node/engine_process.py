@@ -67,6 +67,8 @@ class EngineListener(Protocol):
 
     def session_state(self, state: State) -> None: ...
 
+    def asked(self, request: SessionRequest) -> None: ...
+
     def evicted(self, sessions: tuple[int, ...]) -> None: ...
 
     def engine_died(self, engine: EngineProcess, error: EngineCrashedError) -> None: ...
@@ -201,16 +203,21 @@ class EngineProcess(asyncio.Protocol):
         self.send(request)
         return await self.ready
 
-    async def call(self, request: SessionRequest | Settle, type_: type[T]) -> T:
+    async def call(self, request: SessionRequest, type_: type[T]) -> T:
         """Ask, and wait for the one answer. Cancelling the wait cancels the request.
 
         :raises ModeldError: what the engine raised, or :class:`EngineCrashedError`.
         """
         self._require_alive()
+        return await self._ask(request, type_)
+
+    async def _ask(self, request: SessionRequest | Settle, type_: type[T]) -> T:
         data = encode_request(request)
         future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         self._calls[request.id] = future
         self._write(data)
+        if not isinstance(request, Settle):
+            self._listener.asked(request)
         try:
             done = await future
         except asyncio.CancelledError:
@@ -227,6 +234,7 @@ class EngineProcess(asyncio.Protocol):
         stream = EngineStream(self, request.id)
         self._streams[request.id] = (stream, finish)
         self._write(data)
+        self._listener.asked(request)
         return stream
 
     def tell(self, request: Open) -> None:
@@ -236,7 +244,24 @@ class EngineProcess(asyncio.Protocol):
     def refuse(self, error: ModeldError) -> None:
         """End all that runs and refuse all that comes with ``error``. The process is left to :meth:`stop`."""
         self._refusal = error
+        for id_ in (*self._calls, *self._streams):
+            self.send(Cancel(id_))
         self._fail_all(error)
+
+    async def settle(self, seconds: float) -> None:
+        """Before :meth:`stop`: let it put what is worth keeping where that survives, for at most ``seconds``.
+
+        One that is dead, or does not answer, is not an error: then what it told of before is all there is.
+        """
+        if not self.alive:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._ask(Settle(self.next_id(), seconds), type(None))
+        except TimeoutError:
+            log.warning("engine %d did not settle within %g s", self.pid, seconds)
+        except ModeldError as error:
+            log.info("engine %d did not settle: %s", self.pid, error)
 
     async def stop(self) -> None:
         """End the process and wait until its memory is free."""

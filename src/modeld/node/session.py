@@ -132,7 +132,7 @@ class NodeSession:
         """See :meth:`modeld.session.Session.fork`."""
         self._require_open()
         async with self._node.bound(self._handle) as bound:
-            target = self._node.branch(bound, name, workspace or self._handle.workspace)
+            target = await self._node.branch(bound, name, workspace or self._handle.workspace)
             await bound.residency.engine.call(Fork(self._id(bound), bound.record.key, target.key), type(None))
             handle = msgspec.structs.replace(
                 self._handle,

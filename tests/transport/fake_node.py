@@ -15,7 +15,7 @@ from typing import Self
 
 import msgspec
 
-from modeld.errors import ModelNotFoundError, OwnerHeldError
+from modeld.errors import ModelNotFoundError, OwnerHeldError, StaleEpochError
 from modeld.node.owner import OwnerLease
 from modeld.node.record import socket_path
 from modeld.session import (
@@ -137,7 +137,14 @@ class FakeSession:
             manifest_digest="digest",
         )
 
+    def _require_tape(self) -> None:
+        """No session outlives this node."""
+        before, now = self._handle.epoch, self.service.epoch
+        if now and before != now:
+            raise StaleEpochError("its tape went with its owner", epoch=before, current=now)
+
     async def prefill_suffix(self, messages: Sequence[Message], *, think: str = "auto") -> SuffixStatus:
+        self._require_tape()
         self.service.answer()
         return SuffixStatus(
             receipt=self._receipt(len(messages)),
@@ -148,6 +155,7 @@ class FakeSession:
         )
 
     def decode(self, options: DecodeOptions | None = None) -> FakeStream:
+        self._require_tape()
         self.service.answer()
         return self.service.stream(f"decode {options.max_tokens if options else 0}")
 
@@ -178,6 +186,7 @@ class FakeSession:
         )
 
     async def snapshot(self) -> SnapshotInfo:
+        self._require_tape()
         self.service.answer()
         return SnapshotInfo(id="s1", tokens=3, size=10, manifest_digest="", tape_hash="")
 
@@ -185,6 +194,7 @@ class FakeSession:
         return await self.ensure_prefix((Message("system", snapshot_id),))
 
     async def fork(self, name: str, *, workspace: str = "") -> FakeSession:
+        self._require_tape()
         self.service.answer()
         return FakeSession(
             self.service,
@@ -196,12 +206,16 @@ class FakeSession:
 
 
 class FakeService:
-    """Tests set ``script``, ``failure``, ``generation`` and ``batching``, and read ``streams`` and ``closed``."""
+    """Tests set ``script``, ``failure``, ``generation`` and ``batching``, and read ``streams`` and ``closed``.
+
+    With ``epoch`` set it refuses to go on from what a handle of another owner left behind.
+    """
 
     def __init__(self) -> None:
         self.script: Script = echo
         self.failure: Exception | None = None
         self.generation = 1
+        self.epoch = 0
         self.batching = False
         self.hang = False
         self.streams: list[FakeStream] = []

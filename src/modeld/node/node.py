@@ -233,20 +233,24 @@ class Node:
     # For the node's own sessions
 
     @asynccontextmanager
-    async def bound(self, handle: SessionHandle) -> AsyncIterator[Bound]:
+    async def bound(self, handle: SessionHandle, *, continues: bool = False) -> AsyncIterator[Bound]:
         """Have the session's model resident, and the engine know the session, while the body runs.
 
+        :param continues: the call goes on from what the handle's last one left behind.
         :raises StaleGenerationError: the model behind the handle is another one now.
+        :raises StaleEpochError: what the call goes on from ended with an earlier owner.
         """
-        bound = await self._bind(handle)
+        bound = await self._bind(handle, continues=continues)
         try:
             yield bound
         finally:
             self._unbind(bound)
 
-    async def start_stream(self, session: NodeSession, request: RequestMaker) -> EngineStream:
-        """Send a request that streams; the session is bound until its end."""
-        bound = await self._bind(session.handle)
+    async def start_stream(
+        self, session: NodeSession, request: RequestMaker, *, continues: bool = False
+    ) -> EngineStream:
+        """Send a request that streams; the session is bound until its end. ``continues`` as for :meth:`bound`."""
+        bound = await self._bind(session.handle, continues=continues)
         engine = bound.residency.engine
 
         def finish(end: EndPart) -> EndPart:
@@ -270,7 +274,7 @@ class Node:
         await self._introduce(record, bound.residency)
         return record
 
-    async def _bind(self, handle: SessionHandle) -> Bound:
+    async def _bind(self, handle: SessionHandle, *, continues: bool) -> Bound:
         if handle.epoch > self.epoch:
             raise StaleEpochError(
                 f"epoch {handle.epoch} served this session already, and this owner has {self.epoch}; connect again",
@@ -283,6 +287,13 @@ class Node:
         record = self._registry.find(handle.workspace, handle.name, handle.ref.digest)
         if record is not None:
             config = record.config
+        if continues and handle.epoch < self.epoch and (record is None or not record.carried):
+            raise StaleEpochError(
+                f"session {handle.name!r} was last served by epoch {handle.epoch}, and its tape went with that owner; "
+                f"epoch {self.epoch} has none: call ensure_prefix or turn first",
+                epoch=handle.epoch,
+                current=self.epoch,
+            )
         if resident is not None and resident.holds(handle.ref):
             # Its file need not be there any more, and is not read again for each call.
             model = resident.model

@@ -103,11 +103,11 @@ class SessionFiles:
 
     def scan(self) -> list[tuple[SessionHeader, bool]]:
         """All sessions, each with whether its state is current. What cannot be used is named in the log, and stays."""
-        if not self._folder.exists():
-            return []
         found: list[tuple[int, str, int]] = []
         used: set[str] = set()
         try:
+            if not self._folder.exists():
+                return []
             with os.scandir(self._folder) as entries:
                 for entry in entries:
                     if (match := _NAME.fullmatch(entry.name)) is None:

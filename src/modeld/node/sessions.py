@@ -35,6 +35,8 @@ class SessionRecord:
         # What was told of the session last is what it is; and the last request of this generation that changes it.
         self.current = False
         self.asked = 0
+        # It came over from the owner before, as it was there.
+        self.carried = False
         # Class and pin as the engine knows them.
         self.told: tuple[SessionClass, bool] = ("main", False)
         self.active = 0
@@ -42,7 +44,8 @@ class SessionRecord:
 
     def restored(self, manifest: Manifest, window: int, tape: int, last_used: float, *, current: bool) -> None:
         """It was there before this node."""
-        self.manifest, self.window, self.unread, self.current = manifest, window, tape, current
+        self.manifest, self.window, self.unread = manifest, window, tape
+        self.current = self.carried = current
         # It rested when its node ended, or something ended with the node.
         self.lost = "unloaded" if current else "engine_lost"
         self.last_used = min(last_used, time.time())

@@ -147,24 +147,25 @@ class SessionFiles:
 
         :returns: those for which that failed; their files are as before.
         """
-        failed = set()
+        failed: dict[str, OSError] = {}
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for id_ in (used & self._sizes.keys()) | changes.keys():
+            for id_ in dict.fromkeys([*(used & self._sizes.keys()), *changes]):
                 try:
                     if id_ in used:
                         self._touch(id_)
                     if id_ in changes:
                         self._apply(id_, changes[id_])
                 except OSError as error:
-                    log.warning("session file %s could not be written: %s", id_, error.strerror)
-                    failed.add(id_)
+                    failed[id_] = error
             self._leave_room()
             _sync(self._folder)
         except OSError as error:
-            log.warning("the sessions in %s cannot be kept: %s", self._folder, error.strerror)
-            return used | changes.keys()
-        return failed
+            failed = dict.fromkeys([*used, *changes], error)
+        if failed:
+            why = next(iter(failed.values())).strerror
+            log.warning("%d sessions could not be written to %s: %s", len(failed), self._folder, why)
+        return set(failed)
 
     def _apply(self, id_: str, change: Change) -> None:
         if change.header is None:

@@ -160,9 +160,12 @@ class SessionKeeper:
         written, self._writing = self._writing, {}
         if self._refused:
             return
-        for id_ in failed & written.keys():
-            change = written[id_]
-            self._waiting.setdefault(id_, structs.replace(change, current=change.current and id_ not in self._used))
+        again = {
+            id_: structs.replace(change, current=change.current and id_ not in self._used)
+            for id_, change in written.items()
+            if id_ in failed
+        }
+        self._waiting = again | self._waiting
         self._used |= failed & used
         if written or failed:
             self._due = monotonic() + (RETRY_SECONDS if failed else ROUND_SECONDS)

@@ -15,7 +15,7 @@ from typing import Self
 
 import msgspec
 
-from modeld.errors import ModelNotFoundError, OwnerHeldError
+from modeld.errors import ModelNotFoundError, OwnerHeldError, StaleEpochError
 from modeld.node.owner import OwnerLease
 from modeld.node.record import socket_path
 from modeld.session import (
@@ -138,6 +138,12 @@ class FakeSession:
             manifest_digest="digest",
         )
 
+    def _require_tape(self) -> None:
+        """No session outlives this node."""
+        before, now = self._handle.epoch, self.service.epoch
+        if now and before != now:
+            raise StaleEpochError("its tape went with its owner", epoch=before, current=now)
+
     async def prefill_suffix(
         self,
         messages: Sequence[Message],
@@ -146,6 +152,7 @@ class FakeSession:
         shift: bool | None = None,
         truncate: bool | None = None,
     ) -> SuffixStatus:
+        self._require_tape()
         self.service.answer()
         self.service.overflows.append((shift, truncate))
         return SuffixStatus(
@@ -157,6 +164,7 @@ class FakeSession:
         )
 
     def decode(self, options: DecodeOptions | None = None) -> FakeStream:
+        self._require_tape()
         self.service.answer()
         return self.service.stream(f"decode {options.max_tokens if options else 0}")
 
@@ -190,6 +198,7 @@ class FakeSession:
         )
 
     async def snapshot(self) -> SnapshotInfo:
+        self._require_tape()
         self.service.answer()
         return SnapshotInfo(id="s1", tokens=3, size=10, manifest_digest="", tape_hash="")
 
@@ -197,6 +206,7 @@ class FakeSession:
         return await self.ensure_prefix((Message("system", snapshot_id),))
 
     async def fork(self, name: str, *, workspace: str = "") -> FakeSession:
+        self._require_tape()
         self.service.answer()
         return FakeSession(
             self.service,
@@ -211,12 +221,14 @@ class FakeService:
     """Tests set ``script``, ``failure``, ``generation`` and ``batching``, and read ``streams`` and ``closed``.
 
     ``overflows``: what the calls said of a full window.
+    With ``epoch`` set it refuses to go on from what a handle of another owner left behind.
     """
 
     def __init__(self) -> None:
         self.script: Script = echo
         self.failure: Exception | None = None
         self.generation = 1
+        self.epoch = 0
         self.batching = False
         self.hang = False
         self.streams: list[FakeStream] = []

@@ -8,10 +8,11 @@ from time import monotonic
 from modeld.engine.ahead import Ahead
 from modeld.engine.pool import Pool
 from modeld.engine.protocol import Held, Reply
+from modeld.engine.states import States
 from modeld.engine.tiers import WRITE_SECONDS, Tiers
 
 REST_SECONDS = 1.0
-"""How long a session has rested before it leaves the engine for RAM beside running streams."""
+"""How long a session has rested before the node is told of it, and before it leaves for RAM beside running streams."""
 
 THIN_SECONDS = 0.01
 """Between two looks at who could leave, or two blocks copied to RAM beside running streams."""
@@ -25,9 +26,12 @@ class Housekeeping:
     :param send: writes a frame to the node; may block.
     """
 
-    def __init__(self, pool: Pool, ahead: Ahead, tiers: Tiers | None, send: Callable[[Reply], None]) -> None:
+    def __init__(
+        self, pool: Pool, ahead: Ahead, states: States, tiers: Tiers | None, send: Callable[[Reply], None]
+    ) -> None:
         self._pool = pool
         self._ahead = ahead
+        self._states = states
         self._tiers = tiers
         self._send = send
         self._thinned = 0.0
@@ -38,16 +42,18 @@ class Housekeeping:
 
         :returns: seconds until there may be more to do; 0 is at once, ``None`` not before somebody computes again.
         """
-        if self._ahead.step() or self._pool.save_next():
+        rest = self._states.tell_next(REST_SECONDS)
+        if rest == 0.0 or self._ahead.step() or self._pool.save_next():
             return 0.0
         due = self._write(WRITE_SECONDS)
         self.tell()
-        return due
+        return min((seconds for seconds in (rest, due) if seconds is not None), default=None)
 
     def beside(self) -> None:
         """Streams run: do a piece that they will not notice."""
         if (now := monotonic()) - self._thinned > THIN_SECONDS:
             self._thinned = now
+            self._states.tell_next(REST_SECONDS)
             self._pool.thin_out(REST_SECONDS)
             self._write(WRITE_SECONDS)
 
@@ -70,6 +76,8 @@ class Housekeeping:
     def settle(self, seconds: float) -> None:
         """The engine will end: do all there is to do, for at most ``seconds``."""
         end = monotonic() + seconds
+        while monotonic() < end and self._states.tell_next(0.0) is not None:
+            pass
         while (left := end - monotonic()) > 0:
             self.collect()
             if self._pool.save_next():

@@ -48,6 +48,12 @@ class Prompts:
                 # What follows the prefix on the tape may be just what the suffix needs: it stays until that is known.
                 job.keeps_tail = shared == len(prompt.ids)
                 self._plan(job, prompt, "prefix", logits=False)
+            case Suffix() if session.unsure:
+                raise InvalidRequestError(
+                    "the engine ended before it could tell what the session's last call was, so nothing can follow it; "
+                    "call ensure_prefix or turn with the conversation",
+                    parameter="session",
+                )
             case Suffix(messages=messages, think=think, overflow=overflow):
                 everything = (*session.stable, *session.volatile, *messages)
                 prompt = self._fit(session, everything, session.stable_tools, think, overflow)

@@ -24,6 +24,9 @@ from modeld.thinking import ThinkLevel
 from modeld.types import DecodeOptions, Message, ReuseReason, StreamPart, Tool
 
 MAX_FRAME = 64 * 2**20
+MAX_STATE = 32 * 2**20
+"""Bytes of a session's state. A larger one is not told, and so does not outlive its engine."""
+
 CREDIT = 512
 """Tokens a stream may be ahead of its reader."""
 
@@ -64,6 +67,7 @@ class Open(Struct, frozen=True, tag="open"):
     :param tape: what the session held in an earlier engine; its KV is gone. :param lost: why.
     :param lost_detail: the same in words, where the reason does not say all.
     :param state: what an engine told of it in a :class:`State`; one that cannot be used is as none.
+    :param stale: the session was used after that state was told: its text is a past of the session, nothing more.
     """
 
     session: int
@@ -72,6 +76,7 @@ class Open(Struct, frozen=True, tag="open"):
     session_class: SessionClass = "main"
     pin: bool = False
     state: bytes = b""
+    stale: bool = False
     lost_detail: str = ""
 
 
@@ -312,11 +317,13 @@ class Held(Struct, frozen=True, tag="held"):
 class State(Struct, frozen=True, tag="state"):
     """All of a session but its KV, for :attr:`Open.state` of a later engine. Sent when a changed session rests.
 
-    :param state: opaque to the node.
+    :param state: opaque to the node. :param after: the last request that the engine had taken; a later one may have
+        changed the session since.
     """
 
     session: int
     state: bytes
+    after: int = 0
 
 
 Reply = Hello | Ready | Parts | Done | Failed | Evicted | Held | State

@@ -53,6 +53,7 @@ from modeld.engine.results import end_part, status
 from modeld.engine.room import Room
 from modeld.engine.session import EngineSession, shared_length
 from modeld.engine.snapshot_jobs import SnapshotJobs
+from modeld.engine.states import States
 from modeld.engine.tiers import open_tiers
 from modeld.engine.transfers import WAKE, Disk, Transfers
 from modeld.errors import CancelledError, CapacityError, EngineProtocolError, ModeldError, SessionFatalError
@@ -98,7 +99,8 @@ class Scheduler:
         self._admission = Admission(self._pool, self._active)
         self._batches = Batches(self._room, load.batch)
         self._ahead = Ahead(self._pool, prompts, backend)
-        self._housekeeping = Housekeeping(self._pool, self._ahead, tiers, send)
+        self._states = States(self._pool, manifest, send)
+        self._housekeeping = Housekeeping(self._pool, self._ahead, self._states, tiers, send)
         self._heartbeat = Heartbeat(self._tell_waiting)
         disk = Disk(lambda: inbox.put(WAKE))
         self._transfers = Transfers(SnapshotJobs(self._pool, backend, load, manifest, disk).steps)
@@ -146,7 +148,7 @@ class Scheduler:
             case Load():
                 raise EngineProtocolError("this engine has its model already; another one needs another engine")
             case Open():
-                self._pool.open(request)
+                self._states.open(request)
             case Credit(id=id_, tokens=tokens):
                 for job in self._active:
                     if job.id == id_ and job.stream is not None:
@@ -162,6 +164,7 @@ class Scheduler:
                 self._housekeeping.tell()
                 self._send(Done(id_, 0, encode_result(self._pool.audit())))
             case _:
+                self._states.taken = request.id
                 job = Job(request, self._pool.get(request.session))
                 if isinstance(request, Explain):
                     self._administer(job)
@@ -472,7 +475,9 @@ class Scheduler:
         self._leave(job)
         tapes = [self._pool.tape(job.session)]
         if isinstance(job.request, Fork):
-            tapes.append(self._pool.tape(self._pool.get(job.request.target)))
+            target = self._pool.get(job.request.target)
+            self._states.touched(target)
+            tapes.append(self._pool.tape(target))
         self._housekeeping.tell()
         self._send(Done(job.id, job.frame(), encode_result(result), tuple(tapes)))
 
@@ -494,6 +499,8 @@ class Scheduler:
         if job in session.jobs:
             session.jobs.remove(job)
         session.last_used = monotonic()
+        if not isinstance(job.request, Explain | Snapshot):
+            self._states.touched(session)
         self._control.forget(job.id)
         self._try_again()
         self._admission.add(session)

@@ -79,6 +79,8 @@ class EngineSession:
         self.prefix_tokens = 0
         # Tokens that a decode continues from; None while a prefill was cut short.
         self.logical: int | None = None
+        # An engine ended before it told of the last call: what was said is not known, only some of the tape.
+        self.unsure = False
         # Why KV that was there is not, and how much of it.
         self.lost: ReuseReason | None = None
         self.lost_tokens = 0
@@ -134,7 +136,7 @@ class EngineSession:
         self.left, self.shifts = prompt.left, prompt.shifts
         if prompt.answer is not None:
             self.spans.append(prompt.answer)
-        self.lost, self.lost_tokens, self.lost_detail = None, 0, ""
+        self.lost, self.lost_tokens, self.lost_detail, self.unsure = None, 0, "", False
 
     def answer_before(self, token: int, byte: int) -> Span | None:
         """The answer that ends there: what follows goes on with it."""
@@ -153,7 +155,7 @@ class EngineSession:
         self.ids, self.text, self.spans = list(other.ids), bytearray(other.text), list(other.spans)
         self.messages, self.tools, self.think = other.messages, other.tools, other.think
         self.stable, self.stable_tools, self.volatile = other.stable, other.stable_tools, other.volatile
-        self.prefix_tokens, self.logical = other.prefix_tokens, other.logical
+        self.prefix_tokens, self.logical, self.unsure = other.prefix_tokens, other.logical, other.unsure
         self.left, self.shifts = other.left, other.shifts
         self.lost, self.lost_tokens, self.hot, self.synced, self.fatal = None, 0, 0, 0, ""
 

@@ -82,7 +82,7 @@ class SavedSession(Struct, frozen=True, kw_only=True):
         session.stable_tools = self.stable_tools
         session.prefix_tokens, session.logical = self.prefix_tokens, self.logical
         session.left, session.shifts = self.left, self.shifts
-        session.lost, session.lost_tokens, session.synced = None, 0, 0
+        session.lost, session.lost_tokens, session.synced, session.unsure = None, 0, 0, False
 
 
 class SnapshotWriter:

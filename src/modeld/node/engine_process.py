@@ -69,6 +69,8 @@ class EngineListener(Protocol):
 
     def session_state(self, state: State) -> None: ...
 
+    def asked(self, request: SessionRequest) -> None: ...
+
     def evicted(self, sessions: tuple[int, ...]) -> None: ...
 
     def engine_died(self, engine: EngineProcess, error: EngineCrashedError) -> None: ...
@@ -213,10 +215,15 @@ class EngineProcess(asyncio.Protocol):
         :raises ModeldError: what the engine raised, or :class:`EngineCrashedError`.
         """
         self._require_alive()
+        return await self._ask(request, type_)
+
+    async def _ask(self, request: SessionRequest | Kept | Settle | Audit, type_: type[T]) -> T:
         data = encode_request(request)
         future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         self._calls[request.id] = future
         self._write(data)
+        if not isinstance(request, Kept | Settle | Audit):
+            self._listener.asked(request)
         try:
             done = await future
         except asyncio.CancelledError:
@@ -233,6 +240,7 @@ class EngineProcess(asyncio.Protocol):
         stream = EngineStream(self, request.id)
         self._streams[request.id] = (stream, finish)
         self._write(data)
+        self._listener.asked(request)
         return stream
 
     def tell(self, request: Open) -> None:
@@ -242,7 +250,24 @@ class EngineProcess(asyncio.Protocol):
     def refuse(self, error: ModeldError) -> None:
         """End all that runs and refuse all that comes with ``error``. The process is left to :meth:`stop`."""
         self._refusal = error
+        for id_ in (*self._calls, *self._streams):
+            self.send(Cancel(id_))
         self._fail_all(error)
+
+    async def settle(self, seconds: float) -> None:
+        """Before :meth:`stop`: let it put what is worth keeping where that survives, for at most ``seconds``.
+
+        One that is dead, or does not answer, is not an error: then what it told of before is all there is.
+        """
+        if not self.alive:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._ask(Settle(self.next_id(), seconds), type(None))
+        except TimeoutError:
+            log.warning("engine %d did not settle within %g s", self.pid, seconds)
+        except ModeldError as error:
+            log.info("engine %d did not settle: %s", self.pid, error)
 
     async def stop(self) -> None:
         """End the process and wait until its memory is free."""

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from modeld._version import __version__
 from modeld.engine.fake.settings import fake_settings
-from modeld.engine.protocol import Audit, Device, Forget, Held, Load, State, Tape
+from modeld.engine.protocol import Audit, Device, Forget, Held, Load, SessionRequest, State, Tape
 from modeld.errors import (
     CapacityError,
     EngineCrashedError,
@@ -29,6 +29,7 @@ from modeld.node.capacity import AUTO_CELLS, MemoryState, disk_budget, free_memo
 from modeld.node.device import DeviceKeeper
 from modeld.node.engine_process import EngineProcess, EngineStream, start_engine
 from modeld.node.session import Bound, NodeSession, RequestMaker
+from modeld.node.session_keeper import SessionKeeper
 from modeld.node.sessions import SessionRecord, SessionRegistry, kept_tokens
 from modeld.node.slot import Residency, Slot, Want
 from modeld.node.snapshots import SnapshotStore
@@ -56,6 +57,9 @@ FAKE_CELLS = 32768
 
 KV_FOLDER = "kv"
 """Of the data root: KV that outlives its engine."""
+
+FLUSH_SECONDS = 10.0
+"""How long a node that closes waits for sessions to be written."""
 
 
 class NodeConfig(Struct, frozen=True, kw_only=True):
@@ -105,6 +109,7 @@ class Node:
         self._resident_changed = resident_changed
         self._slot = Slot(self._load, self._slot_changed, config.idle_ttl)
         self._registry = SessionRegistry()
+        self._keeper = SessionKeeper(config.data_root / "sessions", self._registry)
         self._leases = DeviceKeeper(config.data_root, instance_id, epoch)
         self._devices: tuple[Device, ...] | None = None
         self._started = time.monotonic()
@@ -116,6 +121,7 @@ class Node:
         """See :meth:`modeld.session.ModelService.open_session`."""
         config = config or SessionConfig()
         want = await self._want(ref, config)
+        await self._keeper.known()
         async with self._slot.use(want) as residency:
             self._expire(residency)
             record = self._registry.open(want.model.ref, config)
@@ -123,7 +129,7 @@ class Node:
                 # Opening is how a session that could not go on starts anew.
                 await residency.engine.call(Forget(residency.engine.next_id(), record.key), type(None))
                 record.generation = 0
-            self._introduce(record, residency)
+            await self._introduce(record, residency)
             return NodeSession(self, self._handle(record, residency))
 
     def attach(self, handle: SessionHandle) -> NodeSession:
@@ -216,6 +222,7 @@ class Node:
 
     async def sessions(self) -> list[SessionInfo]:
         """See :meth:`modeld.session.ModelService.sessions`."""
+        await self._keeper.known()
         resident = self._slot.resident
         self._expire(resident)
         generation = resident.generation if resident else 0
@@ -233,6 +240,7 @@ class Node:
 
     async def remove_session(self, name: str, *, workspace: str = "default", model: str = "") -> None:
         """See :meth:`modeld.session.ModelService.remove_session`."""
+        await self._keeper.known()
         record = self._only(workspace, name, model)
         if record.active:
             raise SessionBusyError(
@@ -258,23 +266,27 @@ class Node:
         return await self.snapshot_store.receive(data, snapshot_id)
 
     async def aclose(self) -> None:
-        """End the engine. Running calls fail."""
+        """End the engine, and write what is to be kept of sessions. Running calls fail."""
         await self._slot.close()
         await self._leases.released()
+        await self._keeper.aclose(FLUSH_SECONDS)
 
     def refuse(self, error: ModeldError) -> None:
         """End all that uses the model, and refuse all that will, with ``error``: the node is not the owner any more."""
+        self._keeper.refuse()
         self._slot.refuse(error)
 
     # For the node's own sessions
 
     @asynccontextmanager
-    async def bound(self, handle: SessionHandle) -> AsyncIterator[Bound]:
+    async def bound(self, handle: SessionHandle, *, continues: bool = False) -> AsyncIterator[Bound]:
         """Have the session's model resident, and the engine know the session, while the body runs.
 
+        :param continues: the call goes on from what the handle's last one left behind.
         :raises StaleGenerationError: the model behind the handle is another one now.
+        :raises StaleEpochError: what the call goes on from ended with an earlier owner.
         """
-        bound = await self._bind(handle)
+        bound = await self._bind(handle, continues=continues)
         try:
             yield bound
         finally:
@@ -288,9 +300,11 @@ class Node:
             return None
         return record
 
-    async def start_stream(self, session: NodeSession, request: RequestMaker) -> EngineStream:
-        """Send a request that streams; the session is bound until its end."""
-        bound = await self._bind(session.handle)
+    async def start_stream(
+        self, session: NodeSession, request: RequestMaker, *, continues: bool = False
+    ) -> EngineStream:
+        """Send a request that streams; the session is bound until its end. ``continues`` as for :meth:`bound`."""
+        bound = await self._bind(session.handle, continues=continues)
         engine = bound.residency.engine
 
         def finish(end: EndPart) -> EndPart:
@@ -305,28 +319,36 @@ class Node:
         stream.end.add_done_callback(lambda _: self._unbind(bound))
         return stream
 
-    def branch(self, bound: Bound, name: str, workspace: str) -> SessionRecord:
+    async def branch(self, bound: Bound, name: str, workspace: str) -> SessionRecord:
         """The record that a fork of the session goes to."""
         config = msgspec.structs.replace(bound.record.config, name=name, workspace=workspace)
         record = self._registry.open(bound.record.ref, config)
         if record is bound.record:
             raise InvalidRequestError("a session cannot be forked onto itself: give another name", parameter="name")
-        self._introduce(record, bound.residency)
+        await self._introduce(record, bound.residency)
         return record
 
-    async def _bind(self, handle: SessionHandle) -> Bound:
+    async def _bind(self, handle: SessionHandle, *, continues: bool) -> Bound:
         if handle.epoch > self.epoch:
             raise StaleEpochError(
                 f"epoch {handle.epoch} served this session already, and this owner has {self.epoch}; connect again",
                 epoch=handle.epoch,
                 current=self.epoch,
             )
+        await self._keeper.known()
         resident = self._slot.resident
         config = SessionConfig(workspace=handle.workspace, name=handle.name)
         record, ref = self._registry.find(handle.workspace, handle.name, handle.ref.digest), handle.ref
         if record is not None:
             # A handle that was made of what `sessions` tells has no type and no path.
             config, ref = record.config, ref if ref.path else record.ref
+        if continues and handle.epoch < self.epoch and (record is None or not record.carried):
+            raise StaleEpochError(
+                f"session {handle.name!r} was last served by epoch {handle.epoch}, and its tape went with that owner; "
+                f"epoch {self.epoch} has none: call ensure_prefix or turn first",
+                epoch=handle.epoch,
+                current=self.epoch,
+            )
         if resident is not None and resident.holds(ref):
             # Its file need not be there any more, and is not read again for each call.
             model = resident.model
@@ -334,12 +356,12 @@ class Node:
             model = await self._resolve(ref)
         residency = await self._slot.acquire(Want(model, config.context, config.kv_type))
         try:
-            return self._rebind(handle, residency, record or self._registry.open(ref, config))
+            return await self._rebind(handle, residency, record or self._registry.open(ref, config))
         except BaseException:
             self._slot.release(residency)
             raise
 
-    def _rebind(self, handle: SessionHandle, residency: Residency, record: SessionRecord) -> Bound:
+    async def _rebind(self, handle: SessionHandle, residency: Residency, record: SessionRecord) -> Bound:
         here = handle.epoch == self.epoch  # else the generations of two owners have nothing to do with each other
         if handle.generation > residency.generation and here:
             raise StaleGenerationError(
@@ -356,7 +378,7 @@ class Node:
                 generation=handle.generation,
                 current=residency.generation,
             )
-        self._introduce(record, residency)
+        await self._introduce(record, residency)
         record.active += 1
         record.last_used = time.time()
         self._active += 1
@@ -368,10 +390,10 @@ class Node:
         self._active -= 1
         self._slot.release(bound.residency)
 
-    def _introduce(self, record: SessionRecord, residency: Residency) -> None:
-        opening = self._registry.introduce(
-            record, residency.generation, residency.ready.manifest, residency.ready.window
-        )
+    async def _introduce(self, record: SessionRecord, residency: Residency) -> None:
+        state = await self._keeper.load(record) if record.generation < residency.generation else b""
+        ready = residency.ready
+        opening = self._registry.introduce(record, residency.generation, ready.manifest, ready.window, state)
         if opening is not None:
             residency.engine.tell(opening)
 
@@ -381,6 +403,7 @@ class Node:
             self._forget(record, residency)
 
     def _forget(self, record: SessionRecord, residency: Residency | None) -> None:
+        self._keeper.remove(record)
         if residency is not None and record.generation == residency.generation:
             # Not waited for: nobody can ask for the session by this key any more.
             residency.engine.send(Forget(residency.engine.next_id(), record.key))
@@ -508,7 +531,9 @@ class Node:
 
     def tape_changed(self, tape: Tape) -> None:
         """The engine tells what is on a session's tape."""
-        self._registry.tape_changed(tape)
+        record = self._registry.tape_changed(tape)
+        if record is not None and record.fatal:
+            self._keeper.remove(record)
 
     def held(self, held: Held) -> None:
         """The engine tells what it holds."""
@@ -516,6 +541,11 @@ class Node:
 
     def session_state(self, state: State) -> None:
         """The engine tells all of a session but its KV."""
+        self._keeper.told(state)
+
+    def asked(self, request: SessionRequest) -> None:
+        """The engine was sent a request."""
+        self._keeper.asked(request)
 
     def evicted(self, sessions: tuple[int, ...]) -> None:
         """The engine took sessions' KV for others."""

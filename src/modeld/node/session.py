@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
@@ -75,7 +75,7 @@ class NodeSession:
         """See :meth:`modeld.session.Session.prefill_suffix`."""
         self._require_open()
         level = parse_think(think)
-        async with self._node.bound(self._handle) as bound:
+        async with self._node.bound(self._handle, continues=True) as bound:
             overflow = bound.record.config.overflow(shift, truncate)
             request = Suffix(self._id(bound), bound.record.key, tuple(messages), level, overflow, CALLER.get())
             return self._follow(bound, await bound.residency.engine.call(request, SuffixStatus))
@@ -84,7 +84,7 @@ class NodeSession:
         """See :meth:`modeld.session.Session.decode`."""
         self._require_open()
         wanted, caller = options or DecodeOptions(), CALLER.get()
-        return NodeStream(self, lambda id_, record: Decode(id_, record.key, wanted, client=caller))
+        return NodeStream(self, lambda id_, record: Decode(id_, record.key, wanted, client=caller), continues=True)
 
     def turn(
         self,
@@ -128,7 +128,7 @@ class NodeSession:
         """See :meth:`modeld.session.Session.snapshot`."""
         self._require_open()
         store = self._node.snapshot_store
-        async with self._node.bound(self._handle) as bound:
+        async with self._node.bound(self._handle, continues=True) as bound:
             record, engine = bound.record, bound.residency.engine
             draft, made = await asyncio.to_thread(store.draft), ""
             ref = msgspec.structs.replace(record.ref, path="")
@@ -155,8 +155,8 @@ class NodeSession:
     async def fork(self, name: str, *, workspace: str = "") -> NodeSession:
         """See :meth:`modeld.session.Session.fork`."""
         self._require_open()
-        async with self._node.bound(self._handle) as bound:
-            target = self._node.branch(bound, name, workspace or self._handle.workspace)
+        async with self._node.bound(self._handle, continues=True) as bound:
+            target = await self._node.branch(bound, name, workspace or self._handle.workspace)
             await bound.residency.engine.call(Fork(self._id(bound), bound.record.key, target.key), type(None))
             handle = msgspec.structs.replace(
                 self._handle,
@@ -195,8 +195,9 @@ class NodeSession:
 class NodeStream(BatchedStream):
     """:class:`modeld.session.PartStream` in the node's own process."""
 
-    def __init__(self, session: NodeSession, request: RequestMaker) -> None:
+    def __init__(self, session: NodeSession, request: RequestMaker, *, continues: bool = False) -> None:
         super().__init__()
+        self._continues = continues
         self._session = session
         self._request = request
         self._starting: asyncio.Task[EngineStream] | None = None
@@ -248,10 +249,13 @@ class NodeStream(BatchedStream):
         """The end part of a stream that was cancelled before the engine knew of it."""
         return [self._cancelled] if self._cancelled is not None else []
 
+    def _begin(self) -> Coroutine[None, None, EngineStream]:
+        return self._session.node.start_stream(self._session, self._request, continues=self._continues)
+
     async def _start(self) -> EngineStream:
         """Wait for the model, then ask. In a task of its own, so that a cancel can end the wait."""
         if self._starting is None:
-            self._starting = asyncio.ensure_future(self._session.node.start_stream(self._session, self._request))
+            self._starting = asyncio.ensure_future(self._begin())
         try:
             self._stream = stream = await asyncio.shield(self._starting)
         except asyncio.CancelledError:

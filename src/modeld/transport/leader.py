@@ -22,7 +22,6 @@ import msgspec
 from modeld.errors import (
     InvalidRequestError,
     SessionClosedError,
-    StaleEpochError,
 )
 from modeld.node.record import OwnerRecord
 from modeld.session.values import (
@@ -219,24 +218,25 @@ class LeaderSession:
     ) -> SuffixStatus:
         """See :meth:`modeld.session.Session.prefill_suffix`.
 
-        :raises StaleEpochError: the owner that had the prefix is gone; nothing was done.
+        :raises StaleEpochError: the owner that had the prefix is gone, and its successor has it not; nothing was done.
         """
-        node = await self._holder()
+        self._require_open()
+        node = await self._route.current()
         session = await self._on(node)
         status = await session.prefill_suffix(messages, think=think, shift=shift, truncate=truncate)
         return self._settled(node, status)
 
     def decode(self, options: DecodeOptions | None = None) -> LeaderStream:
-        """See :meth:`modeld.session.Session.decode`. A decode is not repeated on another owner: it has no tape there.
+        """See :meth:`modeld.session.Session.decode`. A decode that began is not repeated on another owner.
 
-        :raises StaleEpochError: from the stream: the owner that had the tape is gone.
+        :raises StaleEpochError: from the stream: the owner that had the tape is gone, and its successor has it not.
         """
         self._require_open()
 
         async def start(node: RemoteNode) -> RemoteStream:
             return (await self._on(node)).decode(options)
 
-        return LeaderStream(self._route, self._holder, start, self.settle)
+        return LeaderStream(self._route, self._route.current, start, self.settle)
 
     def turn(
         self,
@@ -280,9 +280,10 @@ class LeaderSession:
     async def snapshot(self) -> SnapshotInfo:
         """See :meth:`modeld.session.Session.snapshot`.
 
-        :raises StaleEpochError: the owner that had the tape is gone; nothing was saved.
+        :raises StaleEpochError: the owner that had the tape is gone, and its successor has it not; nothing was saved.
         """
-        return await (await self._on(await self._holder(sure=True))).snapshot()
+        self._require_open()
+        return await (await self._on(await self._route.current(sure=True))).snapshot()
 
     async def restore(self, snapshot_id: str) -> PrefixStatus:
         """See :meth:`modeld.session.Session.restore`."""
@@ -295,9 +296,10 @@ class LeaderSession:
     async def fork(self, name: str, *, workspace: str = "") -> LeaderSession:
         """See :meth:`modeld.session.Session.fork`.
 
-        :raises StaleEpochError: the owner that had the tape is gone; nothing was copied.
+        :raises StaleEpochError: the owner that had the tape is gone, and its successor has it not; nothing was copied.
         """
-        made = await (await self._on(await self._holder(sure=True))).fork(name, workspace=workspace)
+        self._require_open()
+        made = await (await self._on(await self._route.current(sure=True))).fork(name, workspace=workspace)
         handle = made.handle
         config = self._config and msgspec.structs.replace(self._config, workspace=handle.workspace, name=handle.name)
         copy = LeaderSession(self._route, handle, config)
@@ -342,20 +344,6 @@ class LeaderSession:
             # A handle does not say how the session was opened: context, KV type, class, pin.
             await node.open_session(self._handle.ref, self._config)
         return node.attach(self._handle)
-
-    async def _holder(self, *, sure: bool = False) -> RemoteNode:
-        """The owner, if it is the one that served this session last."""
-        self._require_open()
-        node = await self._route.current(sure=sure)
-        before, now = self._handle.epoch, node.record.epoch
-        if now != before:
-            raise StaleEpochError(
-                f"session {self._handle.name!r} was last served by epoch {before}, and its tape went with that owner; "
-                f"epoch {now} has none: call ensure_prefix or turn first",
-                epoch=before,
-                current=now,
-            )
-        return node
 
     def _require_open(self) -> None:
         if self._closed:

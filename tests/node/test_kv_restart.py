@@ -86,6 +86,25 @@ async def test_a_conversation_comes_back_after_engine_and_node(tmp_path: Path, c
         await second.aclose()
 
 
+async def test_a_turn_after_an_unload_says_what_came_back(tmp_path: Path, case: EngineCase) -> None:
+    node = Node(NodeConfig(data_root=tmp_path, allow_fake=True))
+    try:
+        messages = conversation(case)
+        first = await ask(node, case, messages)
+        await all_in_files(node, first.receipt.resident)
+        await node.unload()
+        result = await ask(node, case, messages)
+        receipt = result.receipt
+        assert (receipt.reused, receipt.restored, receipt.prefilled) == (0, receipt.input - 1, 1)
+        assert receipt.dropped == first.receipt.resident - receipt.input
+        # The last answer was not asked for again; the engine may not even know that there was one.
+        assert receipt.stop is not None
+        assert receipt.stop.reason in ("unloaded", "history_shortened")
+        assert result.text == first.text
+    finally:
+        await node.aclose()
+
+
 async def test_files_that_were_spoilt_meanwhile_are_computed_again(tmp_path: Path, case: EngineCase) -> None:
     first = Node(NodeConfig(data_root=tmp_path, allow_fake=True))
     try:

@@ -151,6 +151,9 @@ class EngineSession:
         )
 
     def _difference(self, prompt: Prompt) -> tuple[ReuseReason, int | None, int | None]:
+        if not self.text and self.lost:
+            # Of an earlier engine only the tape is known, not what was on it.
+            return self.lost, None, None
         if self.tools != prompt.tools:
             return "tools_changed", None, None
         for index, (old, new) in enumerate(zip(self.messages, prompt.messages, strict=False)):

@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from modeld.client import connect
 from modeld.engine.block_files import read_header
+from modeld.node.capacity import disk_budget
 from modeld.node.node import Node, NodeConfig
 from modeld.node.record import probe
 from modeld.session import SessionConfig
@@ -186,3 +188,16 @@ async def test_kill_of_node_and_engine_after_five_seconds_of_rest_costs_nothing(
         more = answered(messages, result)
         receipt = (await session.turn(more, options=GREEDY).join()).receipt
         assert receipt.prefilled <= len(case.prompt(more)) - len(case.prompt(messages))
+
+
+def test_automatic_budget_does_not_shrink_as_it_fills(tmp_path: Path) -> None:
+    usage = mock.patch("shutil.disk_usage", side_effect=lambda path: mock.Mock(free=free))
+    with usage:
+        free = 8_000
+        assert disk_budget(tmp_path, tmp_path / "kv") == 2_000
+        (tmp_path / "kv" / "a").mkdir(parents=True)
+        (tmp_path / "kv" / "a" / "b.kv").write_bytes(bytes(2_000))
+        free = 6_000
+        assert disk_budget(tmp_path, tmp_path / "kv") == 2_000
+        free = 10**15
+        assert disk_budget(tmp_path, tmp_path / "kv") == 8 * 2**30

@@ -61,7 +61,7 @@ async def test_cancel_in_a_prefill_of_4000_tokens(node: Node, shape: ModelRef) -
     per_batch = end.receipt.prefill_seconds / (end.receipt.prefilled / BATCH)
     assert waited < 3 * per_batch + 0.5
     result = await session.turn(PROMPT, options=GREEDY).join()
-    # Another engine, or it would find what this one has.
+    # Another engine, and no files, or it would find what this one has.
     await node.unload()
     cold = await (await node.open_session(shape, SessionConfig(name="cold"))).turn(PROMPT, options=GREEDY).join()
     assert result.receipt.reused == end.receipt.resident

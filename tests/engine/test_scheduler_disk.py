@@ -6,16 +6,19 @@ As in ``test_scheduler_states``: the fake's answers prove that no wrong token wa
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 from msgspec import structs
 
-from engine.test_scheduler_states import LOAD, Engine, Sessions
-from modeld.engine.protocol import Load, Request, Settle
+from engine.test_scheduler_states import LOAD, Engine, Sessions, rendered
+from modeld.engine.protocol import Cancel, Credit, Done, Held, Load, Request, Settle, Turn, decode_result
+from modeld.types import DecodeOptions, EndPart, Message, Receipt
 from support.disks import StepwiseDisk, kv_files, spoil
 
 BLOCK = 32
@@ -103,14 +106,9 @@ class DiskSessions(Sessions):
     def settled_and_stopped(self) -> None:
         self.drain()
         self.ask(Settle(self.ids + 1, 5.0))
-        with mock.patch.object(self.engine.thread, "wait", self.work):
-            assert self.engine.steps(20_000)
+        assert self.engine.steps(20_000)
         self.read()
         self.start()
-
-    def work(self, seconds: float) -> None:
-        self.engine.thread.step()
-        self.engine.thread.collect()
 
     @rule(which=st.integers(0, 50), how=st.integers(0, 5), where=st.integers(0, 10**6))
     def a_file_is_spoilt(self, which: int, how: int, where: int) -> None:
@@ -138,3 +136,84 @@ TestDiskSessions = DiskSessions.TestCase
 TestDiskSessions.settings = settings(
     max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+TALK = (Message("user", "x" * 100),)
+GREEDY = DecodeOptions(temperature=0)
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[Load]:
+    """What an engine is started with on a folder that holds a conversation."""
+    load = structs.replace(LOAD, cells=2000, window=1000, ram=10**6, disk=10**6, kv_folder=str(tmp_path))
+    with (
+        mock.patch("modeld.engine.disk.DiskThread", StepwiseDisk),
+        mock.patch("modeld.engine.housekeeping.WRITE_SECONDS", 0.0),
+    ):
+        engine = DiskEngine(load)
+        engine.ask(Turn(1, 1, TALK, GREEDY))
+        assert engine.steps(1000)
+        assert len(kv_files(tmp_path)) == 1
+        yield load
+
+
+def receipts(engine: Engine) -> dict[int, Receipt]:
+    return {
+        reply.id: decode_result(reply.result, EndPart).cost() for reply in engine.replies if isinstance(reply, Done)
+    }
+
+
+def test_others_go_on_while_one_waits_for_a_file_and_it_goes_on_when_it_was_read(kept: Load) -> None:
+    engine = Engine(kept)
+    disk = engine.scheduler._pool._tiers._disk  # type: ignore[union-attr]
+    assert disk is not None
+    assert isinstance(disk.thread, StepwiseDisk)
+    engine.ask(Turn(1, 1, TALK, GREEDY), Turn(2, 2, (Message("user", "!count 30"),), GREEDY))
+    assert engine.steps(1000)  # Then it waits: it does not run in circles.
+    assert set(receipts(engine)) == {2}
+    disk.thread.step()
+    assert engine.steps(1000)
+    assert receipts(engine)[1].restored == len(rendered(TALK)) - 1
+    assert receipts(engine)[1].prefilled == 1
+
+
+def test_who_waits_for_a_disk_that_does_nothing_is_computed(kept: Load) -> None:
+    engine = Engine(kept)
+    disk = engine.scheduler._pool._tiers._disk  # type: ignore[union-attr]
+    assert disk is not None
+    engine.ask(Turn(1, 1, TALK, GREEDY))
+    assert engine.steps(1000)
+    assert receipts(engine) == {}
+    disk.thread._progress -= 100
+    engine.ask(Credit(0, 0))
+    assert engine.steps(1000)
+    receipt = receipts(engine)[1]
+    assert (receipt.restored, receipt.prefilled) == (0, len(rendered(TALK)))
+    assert receipt.stop is not None
+    assert receipt.stop.reason == "evicted"
+
+
+def test_a_job_that_waits_for_a_file_can_be_cancelled(kept: Load) -> None:
+    engine = Engine(kept)
+    engine.ask(Turn(1, 1, TALK, GREEDY))
+    assert engine.steps(1000)
+    engine.control.cancel(1)
+    engine.ask(Cancel(1))
+    assert engine.steps(1000)
+    assert receipts(engine)[1].prefilled == 0
+    assert engine.scheduler._active == []
+
+
+def test_settle_writes_what_is_younger_than_it_need_be(kept: Load) -> None:
+    with mock.patch("modeld.engine.housekeeping.WRITE_SECONDS", 1000.0):
+        engine = DiskEngine(kept)
+        talk = (Message("user", "y" * 500),)
+        engine.ask(Turn(1, 1, talk, GREEDY))
+        assert engine.steps(1000)
+        before = engine.tiers.disk
+        engine.ask(Settle(2, 5.0))
+        assert engine.steps(1000)
+    assert not engine.thread.has_work
+    held = [reply for reply in engine.replies if isinstance(reply, Held)][-1]
+    assert held.disk == engine.tiers.disk > before
+    assert DiskEngine(kept).tiers.blocks.length([ord(rune) for rune in rendered(talk)]) == len(rendered(talk))

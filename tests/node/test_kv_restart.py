@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from modeld.client import connect
 from modeld.engine.block_files import read_header
+from modeld.node.capacity import disk_budget
 from modeld.node.node import Node, NodeConfig
 from modeld.node.record import probe
 from modeld.session import SessionConfig
@@ -84,6 +86,25 @@ async def test_a_conversation_comes_back_after_engine_and_node(tmp_path: Path, c
         assert again.text == result.text
     finally:
         await second.aclose()
+
+
+async def test_a_turn_after_an_unload_says_what_came_back(tmp_path: Path, case: EngineCase) -> None:
+    node = Node(NodeConfig(data_root=tmp_path, allow_fake=True))
+    try:
+        messages = conversation(case)
+        first = await ask(node, case, messages)
+        await all_in_files(node, first.receipt.resident)
+        await node.unload()
+        result = await ask(node, case, messages)
+        receipt = result.receipt
+        assert (receipt.reused, receipt.restored, receipt.prefilled) == (0, receipt.input - 1, 1)
+        assert receipt.dropped == first.receipt.resident - receipt.input
+        # The last answer was not asked for again; the engine may not even know that there was one.
+        assert receipt.stop is not None
+        assert receipt.stop.reason in ("unloaded", "history_shortened")
+        assert result.text == first.text
+    finally:
+        await node.aclose()
 
 
 async def test_files_that_were_spoilt_meanwhile_are_computed_again(tmp_path: Path, case: EngineCase) -> None:
@@ -167,3 +188,16 @@ async def test_kill_of_node_and_engine_after_five_seconds_of_rest_costs_nothing(
         more = answered(messages, result)
         receipt = (await session.turn(more, options=GREEDY).join()).receipt
         assert receipt.prefilled <= len(case.prompt(more)) - len(case.prompt(messages))
+
+
+def test_automatic_budget_does_not_shrink_as_it_fills(tmp_path: Path) -> None:
+    usage = mock.patch("shutil.disk_usage", side_effect=lambda path: mock.Mock(free=free))
+    with usage:
+        free = 8_000
+        assert disk_budget(tmp_path, tmp_path / "kv") == 2_000
+        (tmp_path / "kv" / "a").mkdir(parents=True)
+        (tmp_path / "kv" / "a" / "b.kv").write_bytes(bytes(2_000))
+        free = 6_000
+        assert disk_budget(tmp_path, tmp_path / "kv") == 2_000
+        free = 10**15
+        assert disk_budget(tmp_path, tmp_path / "kv") == 8 * 2**30

@@ -57,7 +57,8 @@ async def world(
 ) -> AsyncIterator[World]:
     engine, _, way = request.param.partition("-")
     async with AsyncExitStack() as stack:
-        yield await make_world(stack, ENGINES[engine], way, tmp_path_factory.mktemp("root"))
+        # Without files: here a model that is loaded anew is a cold one.
+        yield await make_world(stack, ENGINES[engine], way, tmp_path_factory.mktemp("root"), disk=0)
 
 
 async def make_world(stack: AsyncExitStack, engine: EngineCase, way: str, root: Path, **settings: object) -> World:

@@ -14,6 +14,11 @@ class StepwiseDisk(DiskThread):
     def start(self) -> None:
         """There is no thread."""
 
+    def wait(self, seconds: float) -> None:
+        """Whoever waits, waits for one thing."""
+        self.step()
+        self.collect()
+
     @property
     def has_work(self) -> bool:
         """:meth:`step` would not wait."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -297,7 +298,10 @@ def disk_budget(root: Path, kv_folder: Path) -> int:
 
     What such files take already counts as free: else the budget would shrink as it fills.
     """
-    held = sum(path.lstat().st_size for path in kv_folder.glob("*/*.kv"))
+    held = 0
+    for path in kv_folder.glob("*/*.kv"):
+        with suppress(OSError):  # It has gone meanwhile.
+            held += path.lstat().st_size
     return min(8 * 2**30, (shutil.disk_usage(root).free + held) // 4)
 
 

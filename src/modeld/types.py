@@ -245,8 +245,10 @@ ReuseReason = Literal[
     "unloaded",
     "engine_lost",
     "model_changed",
+    "cannot_rewind",
 ]
-"""Why reuse stopped where it did. ``evicted``, ``unloaded`` and ``engine_lost``: the KV was gone, not different."""
+"""Why reuse stopped where it did. ``evicted``, ``unloaded`` and ``engine_lost``: the KV was gone, not different.
+``cannot_rewind``: the model has one state for all it has read, and none was kept from there."""
 
 
 class ReuseStop(Struct, frozen=True, kw_only=True):

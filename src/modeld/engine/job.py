@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from time import monotonic
 
+from msgspec import structs
+
 from modeld.chat.parser import OutputParser, StopMatcher
 from modeld.engine.backend import Sampler
 from modeld.engine.protocol import Decode, Prefix, SessionRequest, Suffix, Turn
@@ -97,6 +99,8 @@ class Job:
         # Leading tokens of the target whose KV may be used as it is.
         self.reusable = 0
         self.keeps_tail = False
+        # Where the state is kept on the way, for a model that cannot come back there. A step ends at each.
+        self.places: list[int] = []
         # A job that computes the same beginning, and how long that is: it is computed once.
         self.leader: Job | None = None
         self.common = 0
@@ -139,6 +143,24 @@ class Job:
     def computing(self) -> bool:
         """Its prompt makes progress: neither done, nor given up, nor held up."""
         return self.runnable and not self.decoding and not self.over
+
+    def stop_earlier(self, gone: ReuseReason | None, tape: int) -> None:
+        """Of a tape that it could have reused, there are only the first :attr:`promised` tokens.
+
+        :param gone: why the KV is gone; ``None``: the model cannot go back from where it is. :param tape: its length.
+        """
+        if gone is not None:
+            detail = f"the KV of {tape - self.promised} tokens was gone"
+            self.stop = ReuseStop(reason=gone, token=self.promised, detail=detail)
+            return
+        detail = f"this model cannot go back within what it has read: it goes on from token {self.promised}"
+        stop = self.stop or ReuseStop(reason="cannot_rewind")
+        self.stop = structs.replace(stop, token=self.promised, detail=detail)
+
+    def to_next_place(self, tokens: list[int]) -> list[int]:
+        """As many of the next ``tokens`` as come before the next of :attr:`places`."""
+        at = self.session.hot
+        return tokens[: min((place - at for place in self.places if place > at), default=len(tokens))]
 
     def lost_kv(self, why: ReuseReason) -> None:
         """What it reused was taken from it and is computed again: its receipt must not say otherwise."""

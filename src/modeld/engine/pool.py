@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 
 from modeld.engine.backend import Backend
+from modeld.engine.checkpoints import Checkpoints
 from modeld.engine.prefix_tree import PrefixTree
 from modeld.engine.protocol import Evicted, Held, Load, Open, Tape
 from modeld.engine.session import EngineSession, shared_length
@@ -39,7 +40,9 @@ class Pool:
         self._told = told
         self._tree = PrefixTree()
         self._branches: dict[int, float] = {}
-        self._warm = WarmBlocks(load.ram) if load.ram and backend.shares else None
+        self._warm: WarmBlocks | Checkpoints | None = None
+        if load.ram:
+            self._warm = WarmBlocks(load.ram) if backend.shares else Checkpoints(load.ram)
         # Tape lengths of sequences of which RAM has, or does not want, any more.
         self._saved: dict[int, int] = {}
         self.sessions: dict[int, EngineSession] = {}
@@ -133,6 +136,8 @@ class Pool:
         :returns: how many.
         """
         own = shared_length(session.tape, list(ids))
+        if not self._backend.shares and self.in_ram(ids) > own:
+            own = 0  # A whole state that is longer comes back in its place.
         found, donor = self._tree.match(ids) if self._backend.shares else (own, None)
         if donor is None or donor == session.sequence or found <= own:
             if not self.give_sequence(session):
@@ -188,9 +193,10 @@ class Pool:
         """A step has computed ``tokens`` behind the session's tape."""
         session.hot += len(tokens)
         sequence = session.sequence
-        if not self._backend.shares or sequence is None:
+        if sequence is None:
             return
-        for double in self._tree.extend(sequence, tokens):
+        doubles = self._tree.extend(sequence, tokens)
+        for double in doubles if self._backend.shares else ():
             # Two computed the same: one set of cells is enough.
             self._backend.remove(sequence, double.start, double.end)
             self._backend.share(double.donor, sequence, double.start, double.end)
@@ -217,7 +223,7 @@ class Pool:
         self._backend.remove(session.sequence, 0)
         self._tree.cut(session.sequence, 0)
         if session.hot:
-            session.lost, session.lost_tokens, session.hot = "evicted", session.hot, 0
+            session.lost, session.lost_tokens, session.hot = "cannot_rewind", session.hot, 0
         return False
 
     # RAM
@@ -236,7 +242,7 @@ class Pool:
 
         :param rest: seconds that a session was not used; a branch need not have rested.
         """
-        if self._warm is None:
+        if self._warm is None or not self._backend.grows:
             return
         end = monotonic() + COPY_SECONDS
         for sequence, weight in self._resting(rest):
@@ -281,6 +287,26 @@ class Pool:
                 return True
         self._saved[sequence] = length
         return False
+
+    def places_to_keep(self, ids: Sequence[int], places: Sequence[int], done: int) -> list[int]:
+        """Where the state after a beginning of ``ids`` is worth keeping, for a model that cannot come back there.
+
+        :param places: where that may be; where ``ids`` leave what another sequence holds is one more.
+        :param done: tokens that are there, or will be brought back.
+        """
+        found: list[int] = []
+        if self._warm is None or self._backend.shares:
+            return found
+        last = self._warm.length(ids)
+        for place in sorted({*places, self._tree.match(ids)[0]}):
+            if done < place <= len(ids) and place - last >= MIN_BRANCH:
+                found.append(place)
+                last = place
+        return found
+
+    def keep(self, session: EngineSession) -> None:
+        """Copy what the session holds to RAM, so that it or others can start from here."""
+        self._save_all(session.sequence, _weight(session))
 
     def in_ram(self, ids: Sequence[int]) -> int:
         """How many leading tokens of ``ids`` :meth:`restore_next` may bring back."""
@@ -328,7 +354,12 @@ class Pool:
         return Held(self.used(), self._warm.bytes if self._warm is not None else 0)
 
     def used(self) -> int:
-        """Cells in use; those that sessions share are counted once."""
+        """Cells in use; those that sessions share are counted once.
+
+        An upper bound where a model can only share whole sequences: its forks are counted in full.
+        """
+        if not self._backend.grows:
+            return 0
         if not self._backend.shares:
             return sum(session.hot for session in self.sessions.values())
         return self._tree.cells

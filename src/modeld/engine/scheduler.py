@@ -46,7 +46,7 @@ from modeld.engine.session import EngineSession, shared_length
 from modeld.errors import CancelledError, CapacityError, EngineProtocolError, ModeldError, SessionFatalError
 from modeld.session.manifest import Manifest, token_hash
 from modeld.session.values import PrefixStatus, SuffixStatus
-from modeld.types import EndPart, FinishReason, ProgressPart, ReuseStop
+from modeld.types import EndPart, FinishReason, ProgressPart
 
 FLUSH_SECONDS = 0.030
 """A stream's frame waits this long for more tokens; the first one does not wait.
@@ -206,9 +206,10 @@ class Scheduler:
             job.stop = session.why_stopped(job.prompt, shared)
             job.reused = self._pool.seat(session, job.target[: job.reusable])
             job.promised = max(job.reused, self._pool.in_ram(job.target[: job.reusable]))
-            if gone is not None and job.promised < min(shared, job.reusable):
-                detail = f"the KV of {len(tape) - job.promised} tokens was gone"
-                job.stop = ReuseStop(reason=gone, token=job.promised, detail=detail)
+            wanted = job.target[: job.reusable]
+            job.places = self._pool.places_to_keep(wanted, (*job.places, shared), job.promised)
+            if job.promised < min(shared, job.reusable):
+                job.stop_earlier(gone, len(tape))
                 shared = job.promised
             job.dropped = len(tape) - shared
             if job.prompt is not None:
@@ -265,7 +266,7 @@ class Scheduler:
             if budget <= 0:
                 break
             tokens = job.remaining
-            chunk = tokens[: min(budget, share)]
+            chunk = job.to_next_place(tokens[: min(budget, share)])
             budget -= len(chunk)
             assert job.session.sequence is not None
             wanted = len(chunk) == len(tokens) and job.stream is not None
@@ -295,13 +296,15 @@ class Scheduler:
             row = 0
             for job, part in entries:
                 self._pool.extended(job.session, part.tokens)
+                if job.session.hot in job.places:
+                    self._pool.keep(job.session)
                 if part.logits:
                     self._sample(job, row)
                     row += 1
         elif result is not StepResult.NO_SPACE:
             for job, _ in entries:
                 if not self._pool.cut(job.session, job.session.hot):
-                    job.lost_kv("evicted")
+                    job.lost_kv("cannot_rewind")
         return result
 
     def _measure(self, tokens: int, seconds: float) -> None:

@@ -34,6 +34,7 @@ class LlamaBackend:
         self._flag = self._install_abort()
         # A recurrent state is one for the whole sequence. Windowed layers keep all cells (``swa_full``).
         self.shares = not (native.llama_model_is_recurrent(model) or native.llama_model_is_hybrid(model))
+        self.grows = not native.llama_model_is_recurrent(model)
         self.add_bos = bool(native.llama_vocab_get_add_bos(self._vocab))
         self.bos, self.eos = (
             self.piece(token).decode("utf-8", "replace") if token >= 0 else ""

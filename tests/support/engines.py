@@ -39,6 +39,8 @@ class EngineCase:
     tool_ask: str
     window: int
     long_ask: str
+    shares: bool = True
+    """Any beginning of a conversation can be taken up again; else only where the engine kept the state."""
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] = (), think: str = "auto") -> list[int]:
         """Ids of the conversation with the generation prompt."""

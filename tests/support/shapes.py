@@ -7,6 +7,8 @@ a state from token to token. *recurrent* has nothing but states, its weights are
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from typing import Any
 import gguf
 import numpy as np
 
-from support.engines import TINY_F16
+from modeld.session import ModelRef
+from support.engines import ENGINES, TINY_F16, EngineCase
 
 WINDOW = 64
 LAYERS = 4
@@ -200,3 +203,14 @@ def write_recurrent(path: Path) -> None:
             f"{block}.ssm_out.weight": random.standard_normal((WIDTH, INNER)) * 0.1,
         }
     _finish(writer, tensors)
+
+
+SHAPES: dict[str, Callable[[Path], None]] = {"windowed": write_windowed, "hybrid": write_hybrid}
+"""Those that answer as tiny does."""
+
+
+def shaped(name: str, folder: Path) -> EngineCase:
+    """One of :data:`SHAPES`, written into ``folder``, for the contract suite."""
+    path = folder / f"{name}.gguf"
+    SHAPES[name](path)
+    return replace(ENGINES["llama"], ref=ModelRef(path=str(path)), shares=name != "hybrid")

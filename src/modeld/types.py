@@ -250,11 +250,13 @@ ReuseReason = Literal[
     "engine_lost",
     "model_changed",
     "turns_left",
+    "cannot_rewind",
 ]
 """Why reuse stopped where it did; ``docs/receipts.md`` says what to do about each.
 
 ``evicted``, ``unloaded`` and ``engine_lost``: the KV was gone, not different.
 ``turns_left``: the conversation did not fit, and its oldest turns left it.
+``cannot_rewind``: the model has one state for all it has read, and none was kept from there.
 """
 
 

@@ -17,6 +17,7 @@ from msgspec import structs
 
 from modeld.chat.template import ChatTemplate
 from modeld.engine.backend import Slice, StepResult
+from modeld.engine.checkpoints import Checkpoints
 from modeld.engine.control import Control
 from modeld.engine.fake.backend import END, START, TEMPLATE, FakeBackend
 from modeld.engine.prompts import Prompts
@@ -304,11 +305,34 @@ class WarmSessions(Sessions):
         assert tiers.ram <= 2000
 
 
+class WholeSessions(Sessions):
+    """The same with a model that can only share, keep and forget whole sequences."""
+
+    load = structs.replace(LOAD, name="fake:whole=1")
+
+
+class KeptSessions(WarmSessions):
+    """The same, and RAM has room for some states of it."""
+
+    load = structs.replace(LOAD, name="fake:whole=1", ram=2000)
+
+    @invariant()
+    def states_of_no_conversation_are_many(self) -> None:
+        kept = self.engine.scheduler._pool._tiers
+        assert isinstance(kept, Checkpoints)
+        assert kept.ram == sum(len(one.state) for one in kept._all)
+        assert len({tuple(one.tokens) for one in kept._all}) == len(kept._all)
+
+
 BOUNDS = settings(max_examples=300, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
 TestSessions = Sessions.TestCase
 TestSessions.settings = BOUNDS
 TestWarmSessions = WarmSessions.TestCase
 TestWarmSessions.settings = BOUNDS
+TestWholeSessions = WholeSessions.TestCase
+TestWholeSessions.settings = BOUNDS
+TestKeptSessions = KeptSessions.TestCase
+TestKeptSessions.settings = BOUNDS
 
 
 def test_what_was_evicted_comes_back_from_ram() -> None:

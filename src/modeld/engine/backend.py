@@ -83,6 +83,8 @@ class Backend(Vocabulary, Protocol):
     """What decides the bytes of KV besides :attr:`Load.kv_type`; part of the manifest."""
     shares: bool
     """Any beginning of a sequence can be shared, and any end of one forgotten. Without it only whole sequences can."""
+    grows: bool
+    """Each token takes one of :attr:`Load.cells`. Without it a sequence is a state of one size."""
 
     def step(self, slices: list[Slice]) -> StepResult:
         """Compute a batch. At most :attr:`Load.batch` tokens; a token has one sequence."""

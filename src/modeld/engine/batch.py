@@ -54,6 +54,7 @@ class Batches:
             if streams:
                 fits = self.cost.tokens(seconds, job.session.hot)
                 tokens = min(tokens, max(fits, MIN_CHUNK if len(entries) == len(streams) else 0))
+            tokens = job.to_next_place(tokens)
             if tokens:
                 entries.append(_entry(job, tokens))
                 budget -= tokens

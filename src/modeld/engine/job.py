@@ -119,6 +119,8 @@ class Job:
         # Leading tokens of the target whose KV may be used as it is.
         self.reusable = 0
         self.keeps_tail = False
+        # Where the state is kept on the way, for a model that cannot come back there. A step ends at each.
+        self.places: list[int] = []
         # A job that computes the same beginning, and how long that is: it is computed once.
         self.leader: Job | None = None
         self.common = 0
@@ -185,6 +187,11 @@ class Job:
     def complete(self) -> bool:
         """It only computes, and all it wanted is in the KV. A step without a token would fail."""
         return self.stream is None and not self.decoding and not self.remaining
+
+    def to_next_place(self, tokens: int) -> int:
+        """How many of the next ``tokens`` come before the next of :attr:`places`."""
+        at = self.session.hot
+        return min(tokens, min((place - at for place in self.places if place > at), default=tokens))
 
     def lost_kv(self, why: ReuseReason) -> None:
         """What it reused was taken from it and is computed again: its receipt must not say otherwise."""

@@ -8,6 +8,7 @@ from time import monotonic
 
 from modeld.engine.backend import Backend
 from modeld.engine.blocks import Block
+from modeld.engine.checkpoints import Checkpoints
 from modeld.engine.prefix_tree import PrefixTree
 from modeld.engine.protocol import Evicted, Held, Load, Open, Tape
 from modeld.engine.session import EngineSession, shared_length
@@ -36,7 +37,7 @@ class Pool:
     """
 
     def __init__(
-        self, backend: Backend, load: Load, told: Callable[[Evicted], None], tiers: Tiers | None = None
+        self, backend: Backend, load: Load, told: Callable[[Evicted], None], tiers: Tiers | Checkpoints | None = None
     ) -> None:
         self._backend = backend
         self._cells = load.cells
@@ -45,7 +46,7 @@ class Pool:
         self._told = told
         self._tree = PrefixTree()
         self._branches: dict[int, float] = {}
-        self._tiers = tiers if backend.shares else None
+        self._tiers = tiers
         # Tape lengths of sequences of which RAM has, or does not want, any more.
         self._saved: dict[int, int] = {}
         # Sequences for which RAM had no room, and how many blocks were in files then.
@@ -143,6 +144,8 @@ class Pool:
         :returns: how many.
         """
         own = shared_length(session.tape, list(ids))
+        if not self._backend.shares and self.stored(ids) > own:
+            own = 0  # A whole state that is longer comes back in its place.
         found, donor = self._tree.match(ids) if self._backend.shares else (own, None)
         if donor is None or donor == session.sequence or found <= own:
             if not self.give_sequence(session):
@@ -223,12 +226,13 @@ class Pool:
     def extended(self, session: EngineSession, tokens: list[int]) -> None:
         """A step has computed ``tokens`` behind the session's tape."""
         session.hot += len(tokens)
-        if self._backend.shares and session.sequence is not None:
+        if session.sequence is not None:
             self.grew(session.sequence, tokens)
 
     def grew(self, sequence: int, tokens: list[int]) -> None:
         """A step has computed ``tokens`` behind what the sequence holds."""
-        for double in self._tree.extend(sequence, tokens):
+        doubles = self._tree.extend(sequence, tokens)
+        for double in doubles if self._backend.shares else ():
             # Two computed the same: one set of cells is enough.
             self._backend.remove(sequence, double.start, double.end)
             self._backend.share(double.donor, sequence, double.start, double.end)
@@ -255,7 +259,7 @@ class Pool:
         self._backend.remove(session.sequence, 0)
         self._tree.cut(session.sequence, 0)
         if session.hot:
-            session.lost, session.lost_tokens, session.hot = "evicted", session.hot, 0
+            session.lost, session.lost_tokens, session.hot = "cannot_rewind", session.hot, 0
         return False
 
     # RAM
@@ -282,7 +286,7 @@ class Pool:
 
         :param rest: seconds that a session was not used; a branch need not have rested.
         """
-        if self._tiers is None:
+        if self._tiers is None or not self._backend.grows:
             return
         end = monotonic() + COPY_SECONDS
         for sequence, weight in self._resting(rest):
@@ -298,7 +302,7 @@ class Pool:
 
     def _all_kept(self, sequence: int) -> bool:
         tape = self._tree.tape(sequence)
-        return self._tiers is not None and self._tiers.blocks.length(tape) == len(tape)
+        return self._tiers is not None and self._tiers.length(tape) == len(tape)
 
     def _resting(self, rest: float) -> list[tuple[int, int]]:
         """Sequences that nobody uses, with their weight, the longest unused first."""
@@ -320,7 +324,7 @@ class Pool:
         if self._tiers is None or length < MIN_BRANCH or self._saved.get(sequence) == length:
             return False
         tape = self._tree.tape(sequence)
-        missing = self._tiers.blocks.missing(tape)
+        missing = self._tiers.missing(tape)
         if missing is not None:
             start, end = missing
             if self._tiers.add(tape, start, end, weight, lambda: self._backend.save(sequence, start, end)):
@@ -329,9 +333,29 @@ class Pool:
         self._saved[sequence] = length
         return False
 
+    def places_to_keep(self, ids: Sequence[int], places: Sequence[int], done: int) -> list[int]:
+        """Where the state after a beginning of ``ids`` is worth keeping, for a model that cannot come back there.
+
+        :param places: where that may be; where ``ids`` leave what another sequence holds is one more.
+        :param done: tokens that are there, or will be brought back.
+        """
+        found: list[int] = []
+        if self._tiers is None or self._backend.shares:
+            return found
+        last = self._tiers.length(ids)
+        for place in sorted({*places, self._tree.match(ids)[0]}):
+            if done < place <= len(ids) and place - last >= MIN_BRANCH:
+                found.append(place)
+                last = place
+        return found
+
+    def keep(self, session: EngineSession) -> None:
+        """Copy what the session holds to RAM, so that it or others can start from here."""
+        self._save_all(session.sequence, _weight(session))
+
     def stored(self, ids: Sequence[int]) -> int:
         """How many leading tokens of ``ids`` :meth:`restore_next` may bring back."""
-        return self._tiers.blocks.length(ids) if self._tiers is not None else 0
+        return self._tiers.length(ids) if self._tiers is not None else 0
 
     def fetch(self, session: EngineSession, ids: Sequence[int]) -> Callable[[], bool] | None:
         """Have read what :meth:`restore_next` needs next, where it is in a file.
@@ -343,9 +367,9 @@ class Pool:
             return None
         return partial(self._tiers.waits, path[0][0])
 
-    def _ahead(self, ids: Sequence[int], at: int) -> list[tuple[Block, int]]:
+    def _ahead(self, ids: Sequence[int], at: int) -> Sequence[tuple[Block, int]]:
         """Blocks that go on from ``at``; none where they hold too little."""
-        path = self._tiers.blocks.ahead(ids, at) if self._tiers is not None else []
+        path = self._tiers.ahead(ids, at) if self._tiers is not None else []
         return path if path and path[-1][1] - at >= min(MIN_BRANCH, len(ids) - at) else []
 
     def restore_next(self, session: EngineSession, ids: Sequence[int]) -> int:
@@ -400,7 +424,12 @@ class Pool:
         return Held(self.used(), *((self._tiers.ram, self._tiers.disk) if self._tiers is not None else ()))
 
     def used(self) -> int:
-        """Cells in use; those that sessions share are counted once."""
+        """Cells in use; those that sessions share are counted once.
+
+        An upper bound where a model can only share whole sequences: its forks are counted in full.
+        """
+        if not self._backend.grows:
+            return 0
         if not self._backend.shares:
             return sum(session.hot for session in self.sessions.values())
         return self._tree.cells

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import suppress
+from itertools import takewhile
 
 from msgspec import structs
 
@@ -15,7 +17,7 @@ from modeld.engine.overflow import SHARE, Shown, announce, shorten, show
 from modeld.engine.pool import Pool
 from modeld.engine.protocol import Decode, Prefix, Suffix, Turn
 from modeld.engine.session import EngineSession, Prompt, Span, shared_length
-from modeld.errors import ContextOverflowError, InvalidRequestError, NotSupportedError
+from modeld.errors import ContextOverflowError, InvalidRequestError, NotSupportedError, TemplateError
 from modeld.session.values import Overflow
 from modeld.thinking import ThinkLevel
 from modeld.types import DecodeOptions, Message, Tool, WarningPart
@@ -196,8 +198,25 @@ class Prompts:
             )
         job.prompt = prompt
         job.target = prompt.ids
+        job.places = self._places(session, prompt)
         # The last token's logits are not kept anywhere: who wants to sample computes it again.
         job.reusable = len(prompt.ids) - logits
+
+    def _places(self, session: EngineSession, prompt: Prompt) -> list[int]:
+        """Where other prompts may leave this one: after tools and system prompt, and before what asks for an answer.
+
+        Only models that cannot come back to any place need to know.
+        """
+        if self._backend.shares:
+            return []
+        stable = tuple(takewhile(lambda message: message.role == "system", prompt.messages))
+        places = []
+        for messages in ((*stable, Message("user", "")), prompt.messages):
+            # Some templates refuse some conversations: then that is no place to start from.
+            with suppress(TemplateError):
+                other = self._render(session, Shown(messages), prompt.tools, prompt.think, generate=False)
+                places.append(shared_length(prompt.ids, other.ids))
+        return places
 
     def _continue(self, job: Job) -> None:
         session = job.session

@@ -20,8 +20,9 @@ from modeld.engine.admission import Admission
 from modeld.engine.ahead import Ahead
 from modeld.engine.backend import Backend, StepResult
 from modeld.engine.batch import Batches, Entry
+from modeld.engine.checkpoints import Checkpoints
 from modeld.engine.control import Control
-from modeld.engine.explain import kv_gone, why_stopped
+from modeld.engine.explain import cannot_rewind, kv_gone, why_stopped
 from modeld.engine.housekeeping import Housekeeping
 from modeld.engine.job import Job, Stream
 from modeld.engine.pool import Pool
@@ -93,7 +94,8 @@ class Scheduler:
         self._inbox = inbox
         self._control = control
         tiers = open_tiers(load, manifest.digest, lambda: inbox.put(WAKE)) if backend.shares else None
-        self._pool = Pool(backend, load, send, tiers)
+        states = Checkpoints(load.ram) if load.ram and not backend.shares else None
+        self._pool = Pool(backend, load, send, tiers or states)
         self._active: list[Job] = []
         self._room = Room(self._pool, self._active, shares=backend.shares)
         self._admission = Admission(self._pool, self._active)
@@ -246,9 +248,14 @@ class Scheduler:
                 # Not as a branch, nor to RAM.
                 self._pool.cut(session, shared)
             job.reused = self._pool.seat(session, job.target[: job.reusable])
-            job.promised = max(job.reused, self._pool.stored(job.target[: job.reusable]))
-            if gone is not None and job.promised < min(shared, job.reusable):
-                stop = kv_gone(session, gone, job.promised, len(tape) - job.promised)
+            wanted = job.target[: job.reusable]
+            job.promised = max(job.reused, self._pool.stored(wanted))
+            job.places = self._pool.places_to_keep(wanted, (*job.places, shared), job.promised)
+            if job.promised < min(shared, job.reusable):
+                if gone is not None:
+                    stop = kv_gone(session, gone, job.promised, len(tape) - job.promised)
+                else:
+                    stop = cannot_rewind(stop, job.promised)
                 shared = job.promised
             job.blame(stop, tape)
             job.dropped = len(tape) - shared
@@ -315,13 +322,15 @@ class Scheduler:
                 self._pool.extended(job.session, part.tokens)
                 if fed:
                     job.took(len(part.tokens))
+                if job.session.hot in job.places:
+                    self._pool.keep(job.session)
                 if part.logits:
                     self._sample(job, row)
                     row += 1
         elif result is not StepResult.NO_SPACE:
             for job, _ in entries:
                 if not self._pool.cut(job.session, job.session.hot):
-                    job.lost_kv("evicted")
+                    job.lost_kv("cannot_rewind")
         return result
 
     def _make_room(self, entries: list[Entry]) -> list[Entry]:

@@ -81,6 +81,18 @@ class Tiers:
         cost = seconds / tokens
         self._token_seconds = (self._token_seconds + cost) / 2 if self._token_seconds else cost
 
+    def length(self, ids: Sequence[int]) -> int:
+        """How many leading tokens of ``ids`` are here."""
+        return self.blocks.length(ids)
+
+    def missing(self, tape: Sequence[int]) -> tuple[int, int] | None:
+        """See :meth:`Blocks.missing`."""
+        return self.blocks.missing(tape)
+
+    def ahead(self, ids: Sequence[int], start: int) -> Sequence[tuple[Block, int]]:
+        """See :meth:`Blocks.ahead`."""
+        return self.blocks.ahead(ids, start)
+
     # In
 
     def add(self, tape: Sequence[int], start: int, end: int, weight: int, save: Callable[[], bytes]) -> bool:

@@ -57,7 +57,7 @@ class LlamaRuntime:
 
         :raises ModelLoadError: llama.cpp refused; the message holds its own last words.
         """
-        from modeld.engine.llama.backend import LlamaBackend
+        from modeld.engine.llama.backend import LlamaBackend, guarded_window
 
         native = self.native
         self._log.clear()
@@ -72,7 +72,16 @@ class LlamaRuntime:
         ):
             native.llama_model_free(model)
             raise ModelLoadError(f"{request.name} cannot generate text: it has no decoder or no vocabulary")
-        context = native.llama_init_from_model(model, self._context_params(request))
+        # Beside the sessions' own: one through which state is saved and restored, and guards of windowed layers.
+        ids = request.sequences * (2 if guarded_window(native, model) else 1) + 1
+        if ids > (most := native.llama_max_parallel_sequences()):
+            native.llama_model_free(model)
+            raise CapacityError(
+                f"{request.sequences} sequences of {request.name} need {ids} ids and llama.cpp has {most}; "
+                f"{(most - 1) // 2} sequences would do with any model",
+                sequences=request.sequences,
+            )
+        context = native.llama_init_from_model(model, self._context_params(request, ids))
         if not context:
             native.llama_model_free(model)
             raise CapacityError(
@@ -83,12 +92,11 @@ class LlamaRuntime:
             )
         return LlamaBackend(native, model, context, request, self._kv_layout())
 
-    def _context_params(self, request: Load) -> Any:
+    def _context_params(self, request: Load, ids: int) -> Any:
         params = self.native.llama_context_default_params()
         params.n_ctx = request.cells
         params.n_batch = params.n_ubatch = request.batch
-        # One more than sessions get: state is saved and restored through a sequence of its own.
-        params.n_seq_max = request.sequences + 1
+        params.n_seq_max = ids
         # Logits are wanted for one token of a sequence at most; the default keeps a row for each token of a batch,
         # which is 311 MB at a vocabulary of 152,000.
         params.n_outputs_max = params.n_seq_max
@@ -96,7 +104,7 @@ class LlamaRuntime:
         params.type_k = params.type_v = KV_TYPES[request.kv_type]
         # One cache for all sequences, so that a prefix can be shared (seq_cp) without copying it.
         params.kv_unified = True
-        # The plan counts full KV for windowed layers, and a cut in the middle needs all cells.
+        # The plan counts full KV for windowed layers, and a cut in the middle needs all cells (see Cells).
         params.swa_full = True
         return params
 

@@ -16,6 +16,7 @@ from modeld.engine import disk as disk_module
 from modeld.engine.block_files import MAGIC, read_header
 from modeld.engine.disk import KEEP_SECONDS, Disk
 from modeld.engine.tiers import PATIENCE_SECONDS, Tiers
+from modeld.session.manifest import pack_tokens
 from support.disks import StepwiseDisk, kv_files
 
 OURS, OTHER = "ab" * 32, "cd" * 32
@@ -73,14 +74,10 @@ def take(tiers: Tiers, tape: list[int]) -> int:
 
 
 def file_of(folder: Path, number: int) -> Path:
-    """The file of the ``number``-th block of the talk, by the end of its name's chain."""
-    by_tokens = {len(read_header(str(path))[1].tokens): path for path in kv_files(folder)}
-    if number == 2:
-        return by_tokens[(700 - 512) * 8]
-    first = {path for path in kv_files(folder) if read_header(str(path))[1].parent == bytes.fromhex(OURS)}
-    (root,) = first
-    second = next(path for path in kv_files(folder) if path not in first and path != by_tokens[(700 - 512) * 8])
-    return (root, second)[number]
+    """The file of the talk's ``number``-th block."""
+    tokens = pack_tokens(TALK[256 * number : 256 * (number + 1)])
+    (found,) = [path for path in kv_files(folder) if read_header(str(path))[1].tokens == tokens]
+    return found
 
 
 def test_what_was_written_comes_back_in_the_next_engine(tmp_path: Path) -> None:
@@ -323,6 +320,22 @@ def test_what_was_unused_for_a_week_is_deleted_and_a_clock_that_jumps_deletes_no
     assert counts(NOW - 1000 * KEEP_SECONDS, KEEP_SECONDS - 60, 0) == (300, 300)  # Back.
     assert counts(NOW, 0, -1000 * KEEP_SECONDS) == (300, 300)  # Written while it was ahead.
     assert counts(NOW, KEEP_SECONDS + 60, 0) == (0, 300)
+
+
+def test_a_file_without_the_one_before_it_is_kept_for_a_week_and_not_used(tmp_path: Path) -> None:
+    keep(opened(tmp_path), TALK)
+    keep(opened(tmp_path), [3] * 100)
+    file_of(tmp_path, 0).unlink()
+    tiers = opened(tmp_path)
+    work(tiers)
+    assert take(tiers, TALK) == 0
+    assert len(kv_files(tmp_path)) == 3
+    latest = max(path.stat().st_mtime for path in kv_files(tmp_path))
+    for path in kv_files(tmp_path):
+        if read_header(str(path))[1].parent != bytes.fromhex(OURS):
+            os.utime(path, (latest - KEEP_SECONDS - 60,) * 2)
+    work(opened(tmp_path))
+    assert len(kv_files(tmp_path)) == 1
 
 
 def test_a_beginning_that_was_not_read_for_long_stays_with_what_follows_it(tmp_path: Path) -> None:

@@ -381,7 +381,7 @@ class Tiers:
                 parents.append(block)
         for key, _, size, modified in found:
             if (known := made.get(key)) is None:
-                self._disk.disown(key, size)
+                (self._disk.disown if modified >= before else self._disk.remove)(key, size)
             elif modified >= before:
                 # In the order of their last use; what they follow was used with them.
                 self._touch(known, known.weight)

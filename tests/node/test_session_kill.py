@@ -95,4 +95,4 @@ async def test_stop_keeps_what_has_not_rested(nodes: Nodes) -> None:
         again = await client.attach(session.handle).decode(GREEDY).join()
         assert again.text == "1 2 3 4 5"
         assert again.receipt.stop is not None
-        assert again.receipt.stop.reason == "unloaded"
+        assert again.receipt.stop.reason == "engine_lost"

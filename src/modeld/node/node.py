@@ -190,6 +190,7 @@ class Node:
 
     async def status(self) -> NodeStatus:
         """See :meth:`modeld.session.ModelService.status`."""
+        await self._keeper.known()
         slot, resident = self._slot, self._slot.resident
         pids = (os.getpid(), resident.engine.pid) if resident else (os.getpid(),)
         rss = await asyncio.to_thread(_resident_bytes, pids)

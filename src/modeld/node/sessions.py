@@ -57,8 +57,6 @@ class SessionRecord:
         """It was there before this node."""
         self.manifest, self.window, self.unread = manifest, window, tape
         self.current = self.carried = current
-        # It rested when its node ended, or something ended with the node.
-        self.lost = "unloaded" if current else "engine_lost"
         self.last_used = min(last_used, time.time())
 
     def info(self, resident: int, engine_pid: int, kept: int | None = None) -> SessionInfo:

@@ -1,6 +1,6 @@
 """Soak with faults: many sessions on one node while engines are killed and answers are cancelled; owners that end.
 
-    .venv/bin/python scripts/long.py [--minutes 20] [--rounds 200] [--seed N]
+    .venv/bin/python scripts/long.py [--minutes 20] [--soak-minutes 30] [--rounds 200] [--seed N]
 
 Writes what it found to ``docs/long-run.md`` and exits 1 when something was found that must not be: an untyped error, a
 typed one that no fault explains, answers that went wrong, or a node whose memory grows.
@@ -24,12 +24,14 @@ from pathlib import Path
 
 import modeld
 from modeld.types import DecodeOptions, Message
+from soak import run as agents_soak
 from takeover import Takeovers, takeovers
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "long-run.md"
 WORDS = ("river", "stone", "lotus", "amber", "copper", "kite", "maple", "silver")
 WORKERS, SESSIONS, TURNS = 4, 12, 8
 FAULT_SECONDS = 10.0
+CLIENTS = 16
 EXPLAINED = {"engine_crashed", "stale_generation", "model_busy"}
 """Codes that a killed or unloaded engine may give to the calls it was busy with."""
 GREEDY = DecodeOptions(temperature=0, max_tokens=64)
@@ -141,11 +143,11 @@ class Soak:
                 self.note(f"the node grew from {early / 2**20:.0f} to {late / 2**20:.0f} MiB")
 
 
-def report(soak: Soak, ownership: Takeovers, minutes: float, seed: int) -> str:
+def report(soak: Soak, ownership: Takeovers, agents: tuple[list[str], list[str]], minutes: float, seed: int) -> str:
     """The page."""
     counts = [f"| {name} | {count:,} |" for name, count in sorted(soak.counts.items())]
     errors = [f"| error `{code}` | {count:,} |" for code, count in sorted(soak.errors.items())]
-    found = [*soak.found, *ownership.found]
+    found = [*soak.found, *ownership.found, *agents[1]]
     memory = f"{min(soak.rss) / 2**20:.0f} to {max(soak.rss) / 2**20:.0f} MiB" if soak.rss else "not seen"
     return "\n".join(
         [
@@ -162,6 +164,8 @@ def report(soak: Soak, ownership: Takeovers, minutes: float, seed: int) -> str:
             f"| memory of the node | {memory} |",
             "",
             *ownership.lines(),
+            "",
+            *agents[0],
             "",
             "Findings:" if found else "No findings.",
             *(f"- {text}" for text in found),
@@ -183,6 +187,7 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--soak-minutes", type=float, default=30, help="of agents on one node without engine faults")
     parser.add_argument("--rounds", type=int, default=200, help="owners that are killed or stopped")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     args = parser.parse_args()
@@ -192,10 +197,11 @@ def main() -> int:
             run = asyncio.run(soak(root, args.seed, args.minutes))
         finally:
             subprocess.run([Path(sys.executable).with_name("modeld"), "stop", "--data-root", root], check=False)
-    page = report(run, ownership, args.minutes, args.seed)
+    agents = agents_soak(args.soak_minutes, CLIENTS, args.seed)
+    page = report(run, ownership, agents, args.minutes, args.seed)
     PAGE.write_text(page)
     print(page)
-    return 1 if run.found or ownership.found else 0
+    return 1 if run.found or ownership.found or agents[1] else 0
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@
     │   ├── TLSRequiredError        tls_required           beyond loopback there is no plain TCP
     │   ├── LeaseLostError          lease_lost             this process stopped being the owner
     │   ├── NotOwnerError           not_owner              the process called is not the owner
-    │   └── StaleEpochError         stale_epoch            the call was meant for an earlier owner
+    │   ├── StaleEpochError         stale_epoch            the call was meant for an earlier owner
+    │   └── StorageError            storage_failed         a disk is full, or a file cannot be read or written
     ├── ModelError
     │   ├── ModelNotFoundError      model_not_found        no installed model and no file of that name
     │   ├── InvalidModelError       invalid_model          the file is not a model that can be read safely
@@ -35,6 +36,8 @@
     │   ├── ContextOverflowError    context_overflow       the tokens do not fit the window; nothing was cut
     │   ├── ManifestMismatchError   manifest_mismatch      KV of another identity; ``field`` names the difference
     │   ├── SnapshotNotFoundError   snapshot_not_found     no snapshot of that id
+    │   ├── SessionNotFoundError    session_not_found      no session of that name
+    │   ├── SessionBusyError        session_busy           a call on the session runs
     │   └── TemplateError           template_error         the chat template failed on these messages
     ├── EngineError
     │   ├── EngineCrashedError      engine_crashed         the engine process died; the next call loads again
@@ -231,6 +234,13 @@ class StaleEpochError(NodeError):
     current: int
 
 
+class StorageError(NodeError):
+    """A disk is full, or a file cannot be read or written; ``path`` is the file or its folder. Nothing half is left."""
+
+    code = "storage_failed"
+    path: str
+
+
 class ModelError(ModeldError):
     """Something about a model file or the place where a model is resident."""
 
@@ -326,6 +336,23 @@ class SnapshotNotFoundError(SessionError):
 
     code = "snapshot_not_found"
     id: str
+
+
+class SessionNotFoundError(SessionError):
+    """No session of that name."""
+
+    code = "session_not_found"
+    name: str
+    workspace: str
+
+
+class SessionBusyError(SessionError):
+    """A call on the session runs, and was not interrupted."""
+
+    code = "session_busy"
+    retryable = True
+    name: str
+    workspace: str
 
 
 class TemplateError(SessionError):

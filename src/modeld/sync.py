@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
 from functools import partial, wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
+from anyio import to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from modeld import client
@@ -25,7 +26,7 @@ from modeld.node.gateway import RepositoryService
 from modeld.repository.contract import AnswerStream
 from modeld.session.contract import ModelService, PartStream, Session
 from modeld.session.streams import BatchedStream
-from modeld.session.values import SessionHandle
+from modeld.session.values import SessionHandle, SnapshotInfo
 from modeld.types import StreamPart
 
 if TYPE_CHECKING:
@@ -202,6 +203,24 @@ class SyncClient(_Facade):
     unload = _blocking(ModelService.unload)
     status = _blocking(ModelService.status)
     sessions = _blocking(ModelService.sessions)
+    audit = _blocking(ModelService.audit)
+    remove_session = _blocking(ModelService.remove_session)
+    snapshots = _blocking(ModelService.snapshots)
+    remove_snapshot = _blocking(ModelService.remove_snapshot)
+
+    def export_snapshot(self, snapshot_id: str) -> Generator[bytes, None, None]:
+        """The file of a snapshot, in pieces. See :meth:`modeld.session.ModelService.export_snapshot`."""
+        pieces = self._portal.call(self._inner.export_snapshot, snapshot_id)
+        try:
+            while (data := self._portal.call(anext, pieces, None)) is not None:
+                yield data
+        finally:
+            self._portal.call(pieces.aclose)
+
+    def import_snapshot(self, data: Iterable[bytes], *, snapshot_id: str = "") -> SnapshotInfo:
+        """Store a snapshot's file. See :meth:`modeld.session.ModelService.import_snapshot`."""
+        info: SnapshotInfo = self._run("import_snapshot", _read_in_thread(data), snapshot_id=snapshot_id)
+        return info
 
     def attach(self, handle: SessionHandle) -> SyncSession:
         """The session that ``handle`` names, without asking anybody."""
@@ -222,6 +241,13 @@ class SyncClient(_Facade):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
+
+
+async def _read_in_thread(data: Iterable[bytes]) -> AsyncIterator[bytes]:
+    """What a blocking iterable gives. The event loop does not wait for it."""
+    reading = iter(data)
+    while (piece := await to_thread.run_sync(next, reading, None)) is not None:
+        yield piece
 
 
 def _connecting(function: Callable[P, Awaitable[LeaderNode]]) -> Callable[P, SyncClient]:

@@ -101,6 +101,7 @@ class ChatConfig(Struct, frozen=True, omit_defaults=True, kw_only=True):
     :param tool_choice: ``auto``, ``none``, ``required``, or the name of one of ``tools``.
     :param think: a level of :mod:`modeld.thinking`, or one of its aliases.
     :param shift: when the window is full, let the oldest turns leave. :param truncate: the same once, before the start.
+        ``None`` is ``False`` on a node: what does not fit is an error.
     :param timeout: seconds for the whole call, retries included.
     :raises InvalidRequestError: a value outside its range, or ``shift`` and ``truncate`` both.
     """
@@ -248,10 +249,14 @@ ReuseReason = Literal[
     "unloaded",
     "engine_lost",
     "model_changed",
+    "turns_left",
+    "cannot_rewind",
 ]
 """Why reuse stopped where it did; ``docs/receipts.md`` says what to do about each.
 
 ``evicted``, ``unloaded`` and ``engine_lost``: the KV was gone, not different.
+``turns_left``: the conversation did not fit, and its oldest turns left it.
+``cannot_rewind``: the model has one state for all it has read, and none was kept from there.
 """
 
 
@@ -289,13 +294,18 @@ class ReuseStop(Struct, frozen=True, kw_only=True):
 
 
 class Receipt(Struct, frozen=True, kw_only=True):
-    """What a call cost, in tokens. ``reused + restored + prefilled`` is the whole input.
+    """What a call cost, in tokens. ``reused + restored + prefilled - recomputed`` is the whole input.
 
-    :param prefilled: computed by this call (at least 1 where logits were needed).
+    :param prefilled: computed by this call (at least 1 where logits were needed), each time it was.
+    :param recomputed: the part of ``prefilled`` that the call had once already: others needed the room, and its KV was
+        taken while it ran. With tokens of the answer among them. In :attr:`Usage.input` they count once, or not at all.
     :param dropped: left the session's tape because they differ from the input (or because the KV was lost).
     :param resident: on the tape after the call. :param window: tokens the session can hold.
     :param rebound: the handle was of an older generation and was bound to this one.
     :param stop: ``None`` when the whole tape was reused.
+    :param left: messages of the call's conversation that the model was not shown, because the caller let them leave.
+    :param left_tokens: so much longer the input would have been with them. When turns left in the middle of an answer,
+        what was computed again counts in ``reused``, ``restored`` and ``prefilled`` once more.
     """
 
     reused: int = 0
@@ -310,11 +320,14 @@ class Receipt(Struct, frozen=True, kw_only=True):
     queue_seconds: float = 0.0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    left: int = 0
+    left_tokens: int = 0
+    recomputed: int = 0
 
     @property
     def input(self) -> int:
-        """Tokens of the rendered input."""
-        return self.reused + self.restored + self.prefilled
+        """Tokens of the rendered input, each counted once."""
+        return self.reused + self.restored + self.prefilled - self.recomputed
 
     def charged(self, stop: ReuseStop, tokens: int) -> Receipt:
         """The same with ``stop``, and what that cost: ``tokens`` of the prefilled ones had been there before.
@@ -362,15 +375,25 @@ class ToolCallEnd(Struct, frozen=True, tag="tool_call_end"):
 
 
 class ProgressPart(Struct, frozen=True, tag="progress"):
-    """Prefill goes on: ``done`` of ``total`` input tokens, of which ``cached`` were reused or restored."""
+    """Prefill goes on: ``done`` of ``total`` input tokens, of which ``cached`` were reused or restored.
+
+    A node sends one at least every second until there is text, also while the call waits. ``total`` is 0 until the
+    prompt was looked at. A call whose KV was taken while it ran is computed again, its answer so far included.
+
+    :param position: place in the queue of those that wait for room, the first is 1; 0: it is being computed.
+    :param rate: tokens a second lately, 0 where nobody knows yet. :param seconds_left: an estimate, likewise.
+    """
 
     cached: int
     done: int
     total: int
+    position: int = 0
+    rate: float = 0.0
+    seconds_left: float = 0.0
 
 
 class WarningPart(Struct, frozen=True, tag="warning"):
-    """Something the caller should know and that changed nothing."""
+    """Something the caller should know; the call goes on."""
 
     code: str
     message: str

@@ -317,7 +317,8 @@ def test_draining_ends_where_an_answer_does_not(command: CommandLine, node: subp
     began = time.monotonic()
     node.send_signal(signal.SIGTERM)
     assert node.wait(60) == 0
-    assert 4 < time.monotonic() - began < 8
+    # It had its five seconds; the answer alone would take minutes.
+    assert 4 < time.monotonic() - began < 30
     child.kill()
     child.wait(10)
     # The client may have started a successor to go on with.

@@ -40,6 +40,18 @@ def test_lines_of_a_pipe_are_turns_of_one_conversation(command: CommandLine) -> 
     assert not (command.root / "history").exists()
 
 
+@pytest.mark.parametrize("option", ["--shift", "--truncate"])
+def test_a_conversation_that_fills_the_window_goes_on_when_asked_to(command: CommandLine, option: str) -> None:
+    lines = "".join(f"{'word ' * 8}{n}\n" for n in range(5))
+    done = command("run", "fake:window=300", option, stdin=lines)
+    said = [line.partition(" #")[0] for line in done.out.splitlines()]
+    # Truncating makes room before an answer, and not in it.
+    assert said == lines.splitlines() if option == "--shift" else len(said) == 5
+    assert re.search(r"of the conversation's \d+ messages \(\d+ tokens\) left it: the model is shown \d+", done.err)
+    plain = command("run", "fake:window=300", stdin=lines)
+    assert "the session holds 300: nothing was cut" in plain.err
+
+
 def test_lines_are_joined_by_a_backslash_and_between_quotes(command: CommandLine) -> None:
     done = command("run", "fake", stdin='a\\\nb\n"""c\n/bye\n\nd"""\n"""e"""\nlast\\\n')
     said = done.out.split("#")

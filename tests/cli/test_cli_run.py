@@ -217,6 +217,8 @@ WRONG = [
     ("run", "tiny", "hello", "--context", "-1"),
     ("run", "tiny", "hello", "--session", ""),
     ("run", "tiny", "hello", "more"),
+    ("run", "tiny", "hello", "--shift", "--truncate"),
+    ("chat", "--backend", "b", "--model", "m", "hello", "--shift", "--truncate"),
     ("run", "", "hello"),
     ("run", "tiny", "hello", "--nosuch"),
     ("serve", "--idle-ttl", "soon"),

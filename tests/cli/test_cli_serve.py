@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeld.cli.options import parse_address, parse_duration
+from modeld.cli.options import parse_address, parse_duration, parse_size
 from modeld.cli.output import duration, receipt_line, visible
 from modeld.errors import InvalidRequestError
 from modeld.types import EndPart, Receipt, ReuseStop, Usage
@@ -87,6 +87,15 @@ def test_durations() -> None:
         "2 h 5 min",
         "1 d 1 h",
     ]
+
+
+def test_sizes() -> None:
+    said = {"500": 500, "512MiB": 2**29, "1.5GiB": 3 * 2**29, "2TB": 2 * 10**12, "3K": 3000, "0": 0, "off": 0}
+    assert {text: parse_size(text) for text in said} == said
+    assert parse_size("auto") is None
+    for text in ("", "-1", "2 GiB", "GiB", "1e9", "9" * 400, "1XB", "1iB"):
+        with pytest.raises(InvalidRequestError, match="no size"):
+            parse_size(text)
 
 
 def test_addresses() -> None:

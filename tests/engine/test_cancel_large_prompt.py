@@ -26,7 +26,8 @@ PROMPT = [Message("user", "river stone lotus amber copper kite maple silver " * 
 
 @pytest.fixture(scope="module")
 async def node(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> AsyncIterator[Node]:
-    node = Node(NodeConfig(data_root=tmp_path_factory.mktemp("root")))
+    # No files: what is compared with a cold run must be cold.
+    node = Node(NodeConfig(data_root=tmp_path_factory.mktemp("root"), disk=0))
     yield node
     await node.aclose()
 
@@ -60,7 +61,7 @@ async def test_cancel_in_a_prefill_of_4000_tokens(node: Node, shape: ModelRef) -
     per_batch = end.receipt.prefill_seconds / (end.receipt.prefilled / BATCH)
     assert waited < 3 * per_batch + 0.5
     result = await session.turn(PROMPT, options=GREEDY).join()
-    # Another engine, or it would find what this one has.
+    # Another engine, and no files, or it would find what this one has.
     await node.unload()
     cold = await (await node.open_session(shape, SessionConfig(name="cold"))).turn(PROMPT, options=GREEDY).join()
     assert result.receipt.reused == end.receipt.resident

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import zlib
+from collections import Counter
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -15,6 +16,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from msgspec import structs
 
 from modeld.chat.template import ChatTemplate
+from modeld.engine.backend import Slice, StepResult
+from modeld.engine.checkpoints import Checkpoints
 from modeld.engine.control import Control
 from modeld.engine.fake.backend import END, START, TEMPLATE, FakeBackend
 from modeld.engine.prompts import Prompts
@@ -76,6 +79,9 @@ class Engine:
 
     def __init__(self, load: Load = LOAD) -> None:
         self.backend = FakeBackend(load)
+        self.computed: Counter[int] = Counter()
+        self._step = self.backend.step
+        self.backend.step = self.step  # type: ignore[method-assign]
         self.inbox = Mailbox()
         self.control = Control()
         self.control.bind(self.backend)
@@ -83,6 +89,16 @@ class Engine:
         manifest = Manifest(engine="fake", engine_build="1", model_digest="d", template_digest="t")
         prompts = Prompts(self.backend, TEMPLATED, load.window)
         self.scheduler = Scheduler(self.backend, load, manifest, prompts, self.replies.append, self.inbox, self.control)
+
+    def step(self, slices: list[Slice]) -> StepResult:
+        """Counts what is really computed, for the first request of each session."""
+        result = self._step(slices)
+        if result is StepResult.OK:
+            by_sequence = {s.sequence: s for s in self.scheduler._pool.sessions.values()}
+            for part in slices:
+                if part.sequence in by_sequence:
+                    self.computed[by_sequence[part.sequence].jobs[0].id] += len(part.tokens)
+        return result
 
     def ask(self, *requests: Request) -> None:
         for request in requests:
@@ -114,6 +130,7 @@ class Sessions(RuleBasedStateMachine):
         self.joined: dict[int, PartsJoiner] = {}
         self.tapes: dict[int, list[int]] = {}
         self.cancelled: set[int] = set()
+        self.preempted: set[int] = set()
         self.frames: dict[int, int] = {}
 
     def ask(self, request: Request) -> int:
@@ -189,6 +206,10 @@ class Sessions(RuleBasedStateMachine):
             self.read()
         assert not self.asked
         assert self.engine.backend.used() == self.engine.scheduler._pool.used()
+        self.audited()
+
+    def audited(self) -> None:
+        assert self.engine.scheduler._pool.audit() == ()
 
     def read(self) -> None:
         for reply in self.engine.replies:
@@ -201,7 +222,9 @@ class Sessions(RuleBasedStateMachine):
                         self.joined[id_].add(part)
                 case Done() | Failed():
                     self.ended(reply)
-                case Evicted() | Held():
+                case Evicted(sessions=sessions):
+                    self.preempted |= {id_ for id_, request in self.asked.items() if request.session in sessions}
+                case Held():
                     pass
         self.engine.replies.clear()
 
@@ -244,7 +267,12 @@ class Sessions(RuleBasedStateMachine):
             assert end.finish_reason != "cancelled" or reply.id in self.cancelled
         assert end.usage.output == len(result.text)
         receipt = end.cost()
-        assert receipt.reused + receipt.restored + receipt.prefilled == end.usage.input
+        again = receipt.recomputed
+        assert receipt.input == receipt.reused + receipt.restored + receipt.prefilled - again == end.usage.input
+        assert min(receipt.reused, receipt.restored, receipt.prefilled, again) >= 0
+        assert again == 0 or reply.id in self.preempted
+        # What a step computes is of a prompt, or goes on behind a token of the answer.
+        assert 0 <= self.engine.computed[reply.id] - receipt.prefilled <= end.usage.output
         if end.usage.output:
             assert end.usage.input == len(rendered(request.messages))
             assert receipt.prefilled >= 1
@@ -272,9 +300,28 @@ class WarmSessions(Sessions):
 
     @invariant()
     def ram_is_within_its_budget(self) -> None:
-        warm = self.engine.scheduler._pool._warm
-        assert warm is not None
-        assert warm.bytes <= 2000
+        tiers = self.engine.scheduler._pool._tiers
+        assert tiers is not None
+        assert tiers.ram <= 2000
+
+
+class WholeSessions(Sessions):
+    """The same with a model that can only share, keep and forget whole sequences."""
+
+    load = structs.replace(LOAD, name="fake:whole=1")
+
+
+class KeptSessions(WarmSessions):
+    """The same, and RAM has room for some states of it."""
+
+    load = structs.replace(LOAD, name="fake:whole=1", ram=2000)
+
+    @invariant()
+    def states_of_no_conversation_are_many(self) -> None:
+        kept = self.engine.scheduler._pool._tiers
+        assert isinstance(kept, Checkpoints)
+        assert kept.ram == sum(len(one.state) for one in kept._all)
+        assert len({tuple(one.tokens) for one in kept._all}) == len(kept._all)
 
 
 BOUNDS = settings(max_examples=300, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
@@ -282,6 +329,10 @@ TestSessions = Sessions.TestCase
 TestSessions.settings = BOUNDS
 TestWarmSessions = WarmSessions.TestCase
 TestWarmSessions.settings = BOUNDS
+TestWholeSessions = WholeSessions.TestCase
+TestWholeSessions.settings = BOUNDS
+TestKeptSessions = KeptSessions.TestCase
+TestKeptSessions.settings = BOUNDS
 
 
 def test_what_was_evicted_comes_back_from_ram() -> None:
@@ -352,8 +403,8 @@ def test_another_tape_of_the_same_length_is_saved_too() -> None:
         engine.ask(Turn(id_, 1, (Message("user", word * 50),), DecodeOptions(temperature=0)))
         assert engine.steps(1000)
     pool = engine.scheduler._pool
-    assert pool._warm is not None
+    assert pool._tiers is not None
     for word in ("aaaa", "bbbb", "cccc"):
         prompt = [ord(rune) for rune in rendered((Message("user", word * 50),))]
-        assert pool._warm.length(prompt) == len(prompt)
+        assert pool._tiers.blocks.length(prompt) == len(prompt)
     assert pool._branches == {}

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import msgspec
 import pytest
@@ -30,28 +31,30 @@ def lease(tmp_path: Path) -> Iterator[OwnerLease]:
 
 
 class Storage:
-    """Stands in for os.fsync: works, fails as a full disk does, or hangs until told otherwise."""
+    """Stands between the lease and its temporary files: works, fails as a full disk does, or hangs until told."""
 
     def __init__(self) -> None:
         self.fail = False
         self.go_on = threading.Event()
         self.go_on.set()
         self.waiting = threading.Event()
-        self._fsync = os.fsync
+        self._fdopen = os.fdopen
 
-    def fsync(self, fd: int) -> None:
+    def fdopen(self, fd: int, mode: str) -> IO[Any]:
+        file = self._fdopen(fd, mode)
         if self.fail:
+            file.close()
             raise OSError(errno.ENOSPC, "No space left on device")
         if not self.go_on.is_set():
             self.waiting.set()
             self.go_on.wait()
-        self._fsync(fd)
+        return file
 
 
 @pytest.fixture
 def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
     storage = Storage()
-    monkeypatch.setattr(os, "fsync", storage.fsync)
+    monkeypatch.setattr(os, "fdopen", storage.fdopen)
     yield storage
     storage.fail = False
     storage.go_on.set()
@@ -275,7 +278,8 @@ def test_write_that_failed_after_its_rename_still_moves_the_record_next_time(
         real(fd)
 
     monkeypatch.setattr(os, "fsync", second_fails)
-    assert lease.renew() == "transient"
+    with pytest.raises(NodeError, match="Input/output"):
+        lease.publish(endpoints=["unix:/x"])
     first = read_record(lease.data_root)
     assert lease.renew() == "ok"
     second = read_record(lease.data_root)

@@ -1,7 +1,7 @@
 """Never two owners at once and epochs that grow, in any order of faults: a state machine over simulated processes.
 
 Lock, record and epoch are real files; ``flock`` of several descriptors of one process conflicts as between processes.
-Simulated are the clock, the processes (pids, stops, deaths, forks) and what fsync does. Sleeping moves the clock, and
+Simulated are the clock, the processes (pids, stops, deaths, forks) and what a write does. Sleeping moves the clock, and
 while it moves the other processes renew when they are due, so that every wait is a place where others act.
 """
 
@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import IO, Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, settings, strategies
@@ -67,7 +67,8 @@ class World:
         self.now = 1000.0
         self.wall = 1.7e9
         self.full = False
-        self.fsync_takes = 0.0
+        self.write_takes = 0.0
+        self.real_fdopen = os.fdopen
         self.unlinked_at = 0.0
         self.highest = 0
         self.kills = 0
@@ -154,14 +155,24 @@ class World:
 
     # storage
 
-    def fsync(self, fd: int) -> None:
+    def fdopen(self, fd: int, mode: str) -> IO[Any]:
+        """A file is written: where storage hangs, it does so here."""
+        file = self.real_fdopen(fd, mode)
+        try:
+            self.written(fd)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def written(self, fd: int) -> None:
         os.utime(fd, (self.time(), self.time()))
         if self.full:
             raise OSError(errno.ENOSPC, "No space left on device")
         me = self.current
         self.run_aside()
-        if self.fsync_takes:
-            self.advance(self.fsync_takes)
+        if self.write_takes:
+            self.advance(self.write_takes)
         if me is not None and me.lease is not None and me.lease.remaining() <= 0:
             me.lease.lose("renew-failed")  # as keep() does, from another thread
 
@@ -220,7 +231,7 @@ class Ownership(RuleBasedStateMachine):
             patch.setattr(module, "process_start_time", world.start_time)
         patch.setattr(owner._log, "disabled", True)
         patch.setattr(os, "getpid", world.getpid)
-        patch.setattr(os, "fsync", world.fsync)
+        patch.setattr(os, "fdopen", world.fdopen)
         patch.setattr(eviction, "_open", world.open)
         patch.setattr(eviction, "_kill", world.kill)
         patch.setattr(eviction, "_holds_lock", world.holds)
@@ -262,7 +273,7 @@ class Ownership(RuleBasedStateMachine):
         record = read_record(self.root)
         ours = holder is not None and holder.lease is not None and record == holder.lease.record
         stuck = holder is not None and holder.stopped_at is not None and not holder.children and ours
-        living = holder is not None and holder.stopped_at is None and ours and not world.full and not world.fsync_takes
+        living = holder is not None and holder.stopped_at is None and ours and not world.full and not world.write_takes
         old = not -2 * TTL < world.time() - self._mtime() < TTL / 2
         before = world.now
         error = world.start(evict)
@@ -275,7 +286,7 @@ class Ownership(RuleBasedStateMachine):
             assert holder is not None
             assert not holder.alive
             assert (error is None) is not world.full
-            assert world.now - before < TTL + 1 + 4 * world.fsync_takes
+            assert world.now - before < TTL + 1 + 4 * world.write_takes
             self.saw("evicted")
         if isinstance(error, OwnerWedgedError):
             self.saw("wedged")
@@ -384,7 +395,7 @@ class Ownership(RuleBasedStateMachine):
 
     @rule(seconds=strategies.sampled_from([0.0, 0.0, 0.0, 0.1, 0.6]))
     def storage_is_slow(self, seconds: float) -> None:
-        self.world.fsync_takes = seconds
+        self.world.write_takes = seconds
 
     @rule(evict=strategies.booleans(), reused=strategies.booleans())
     def a_contender_comes_while_another_waits(self, evict: bool, reused: bool) -> None:
@@ -424,7 +435,7 @@ class Ownership(RuleBasedStateMachine):
             elif process.stopped_at is None and not process.busy:
                 # Only an unlinked lock does this, and not for longer than a renewal, however slow its storage.
                 late = self.world.now - self.world.unlinked_at
-                assert late <= TTL / 3 + 4 * self.world.fsync_takes + TTL / 2, "a second owner did not notice"
+                assert late <= TTL / 3 + 4 * self.world.write_takes + TTL / 2, "a second owner did not notice"
         assert holders <= 1
 
 

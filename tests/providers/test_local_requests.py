@@ -108,6 +108,14 @@ async def test_every_sampling_option_arrives_and_what_is_not_set_is_the_engines_
     assert recorder.turns[-1]["think"] == "high"
 
 
+async def test_what_becomes_of_a_full_window_arrives_as_it_was_asked() -> None:
+    recorder, model = Recorder(), Recorder().wire().model("m")
+    for asked in ({}, {"shift": True}, {"truncate": True}, {"shift": False, "truncate": False}):
+        await recorder.ask(model, Message("user", "x"), **asked)
+        turn = recorder.turns[-1]
+        assert (turn["shift"], turn["truncate"]) == (asked.get("shift"), asked.get("truncate"))
+
+
 def _wires() -> list[str]:
     return [rule.wire for rule in NODE_RULES.values()]
 

@@ -271,6 +271,27 @@ async def test_an_overflow_keeps_its_numbers(world: World) -> None:
     assert caught.value.window == world.engine.window
 
 
+@pytest.mark.parametrize(("option", "code"), [("shift", "context_shifted"), ("truncate", "context_truncated")])
+async def test_turns_leave_when_the_option_says_so_and_the_next_turn_finds_the_rest(
+    world: World, option: str, code: str
+) -> None:
+    stones = "stone " * (world.engine.window // 20)
+    asked = [Message("user", f"{option} {n} {stones}") for n in range(12)]
+    talk = [m for ask in asked for m in (ask, Message("assistant", stones))]
+    talk.append(Message("user", world.engine.asks[0]))
+    with pytest.raises(ContextOverflowError):
+        await world.client().chat(talk, **GREEDY)
+    first = await world.client().chat(talk, **{option: True}, **GREEDY)
+    assert [warning.code for warning in first.warnings] == [code]
+    assert 0 < first.receipt.left < len(talk)
+    assert first.usage.input is not None
+    assert first.usage.input <= world.engine.window * 3 / 4
+    more = [*talk, first.message, Message("user", world.engine.asks[1])]
+    second = await world.client().chat(more, **{option: True}, **GREEDY)
+    assert second.receipt.left == first.receipt.left
+    assert second.receipt.reused >= first.receipt.resident - len(world.engine.tokenize(first.text))
+
+
 @pytest.mark.parametrize(
     ("feature", "value"),
     [
@@ -279,8 +300,6 @@ async def test_an_overflow_keeps_its_numbers(world: World) -> None:
         ("parallel_tool_calls", True),
         ("parallel_tool_calls", False),
         ("response_format", ResponseFormat()),
-        ("shift", True),
-        ("truncate", True),
     ],
 )
 async def test_what_no_engine_does_is_an_error_before_anything_is_sent(

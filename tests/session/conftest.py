@@ -19,6 +19,7 @@ from modeld.transport.grpc.options import Access
 from modeld.transport.host import HostConfig, hosted
 from modeld.transport.security import read_token
 from support.engines import ENGINES, EngineCase
+from support.shapes import SHAPES, shaped
 
 WAYS = ("in-process", "unix", "tcp")
 
@@ -51,13 +52,16 @@ class World:
         return await self.service.open_session(self.engine.ref, wanted)
 
 
-@pytest.fixture(scope="module", params=[f"{engine}-{way}" for engine in ENGINES for way in WAYS])
+@pytest.fixture(scope="module", params=[*(f"{engine}-{way}" for engine in ENGINES for way in WAYS), *SHAPES])
 async def world(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, anyio_backend: str
 ) -> AsyncIterator[World]:
     engine, _, way = request.param.partition("-")
+    root = tmp_path_factory.mktemp("root")
+    case = ENGINES[engine] if way else shaped(engine, root)
     async with AsyncExitStack() as stack:
-        yield await make_world(stack, ENGINES[engine], way, tmp_path_factory.mktemp("root"))
+        # Without files: here a model that is loaded anew is a cold one.
+        yield await make_world(stack, case, way or "in-process", root, disk=0)
 
 
 async def make_world(stack: AsyncExitStack, engine: EngineCase, way: str, root: Path, **settings: object) -> World:

@@ -8,20 +8,13 @@ import pytest
 
 from modeld.session import SessionConfig
 from modeld.types import DecodeOptions, Message, Receipt
+from support.engines import shared
 
 from .conftest import World
 
 pytestmark = pytest.mark.anyio
 
 GREEDY = DecodeOptions(temperature=0, max_tokens=400)
-
-
-def shared(old: list[int], new: list[int]) -> int:
-    """Longest common prefix, item by item."""
-    for index, (a, b) in enumerate(zip(old, new, strict=False)):
-        if a != b:
-            return index
-    return min(len(old), len(new))
 
 
 def whole(receipt: Receipt) -> int:
@@ -65,12 +58,15 @@ async def test_what_another_session_computed_is_not_computed_again(world: World)
     first = await (await world.open()).turn(question, options=GREEDY).join()
     same = await (await world.open()).turn(question, options=GREEDY).join()
     assert (first.receipt.reused, first.receipt.prefilled) == (0, len(world.engine.prompt(question)))
-    assert (same.receipt.reused, same.receipt.prefilled, same.receipt.stop) == (first.receipt.prefilled - 1, 1, None)
+    again = world.engine.again(question)
+    assert (world.engine.warm(same.receipt), same.receipt.prefilled) == (first.receipt.prefilled - again, again)
+    assert same.receipt.stop is None
     assert same.text == first.text
     other = [question[0], Message("user", world.engine.asks[1])]
     begun = shared(world.engine.prompt(question), world.engine.prompt(other))
     result = await (await world.open()).turn(other, options=GREEDY).join()
-    assert result.receipt.reused == begun > 0
+    assert begun > 0
+    assert result.receipt.reused == world.engine.begins(begun)
 
 
 async def test_the_same_beginning_is_computed_once_though_many_ask_at_once(world: World) -> None:
@@ -92,7 +88,7 @@ async def test_a_branch_that_was_left_is_found_again(world: World) -> None:
     first = await session.turn(one, options=GREEDY).join()
     await session.turn(two, options=GREEDY).join()
     again = await session.turn(one, options=GREEDY).join()
-    assert again.receipt.prefilled == 1
+    assert again.receipt.prefilled == world.engine.again(one)
     assert again.text == first.text
 
 
@@ -127,7 +123,8 @@ async def test_edited_history_names_message_and_character(world: World) -> None:
     assert (stop.reason, stop.message_index, stop.character) == ("message_changed", 0, 17)
     assert "kind" in stop.old
     assert "cold" in stop.new
-    assert stop.token == result.receipt.reused == shared(world.engine.prompt(conversation), world.engine.prompt(edited))
+    same = shared(world.engine.prompt(conversation), world.engine.prompt(edited))
+    assert stop.token == result.receipt.reused == world.engine.begins(same)
     assert result.receipt.dropped == first.receipt.resident - result.receipt.reused
 
 
@@ -148,7 +145,7 @@ async def test_asking_again_keeps_the_question_and_computes_one_token(world: Wor
     first = await session.turn(conversation, options=GREEDY).join()
     again = await session.turn(conversation, options=GREEDY).join()
     assert again.text == first.text
-    assert again.receipt.prefilled == 1
+    assert again.receipt.prefilled == world.engine.again(conversation)
     assert again.receipt.stop is not None
     assert again.receipt.stop.reason == "history_shortened"
 
@@ -165,7 +162,7 @@ async def test_thinking_dropped_by_the_template_is_said(world: World) -> None:
     assert result.receipt.stop is not None
     assert (result.receipt.stop.reason, result.receipt.stop.message_index) == ("thinking_dropped", 1)
     # Up to the answer everything stays: only the answer is computed again.
-    assert result.receipt.reused >= len(world.engine.prompt([conversation[0]]))
+    assert result.receipt.reused >= world.engine.begins(len(world.engine.prompt([conversation[0]])))
 
 
 async def test_tools_that_change_are_named(world: World) -> None:
@@ -209,12 +206,16 @@ async def test_warm_answers_equal_cold_ones(world: World) -> None:
 
 async def test_more_sessions_than_sequences_work_and_come_back_from_ram(world: World) -> None:
     names = [world.fresh_name() for _ in range(world.node.config.sequences + 4)]
-    asked = {name: [Message("user", f"{name} {world.engine.asks[0]}")] for name in names}
+    system = "You are kind and calm. " * 4
+    asked = {name: [Message("system", f"{name}: {system}"), Message("user", world.engine.asks[0])] for name in names}
     for name in names:
         await (await world.open(name)).turn(asked[name], options=GREEDY).join()
     first = await (await world.open(names[0])).turn(asked[names[0]], options=GREEDY).join()
-    assert first.receipt.prefilled == 1
+    assert first.receipt.prefilled == world.engine.again(asked[names[0]])
     assert first.receipt.restored > 0
     assert (await world.service.status()).ledger.ram > 0
+    audit = await world.service.audit()
+    assert audit.faults == ()
+    assert audit.ledger.cells_used > 0
     recent = await (await world.open(names[-1])).turn(asked[names[-1]], options=GREEDY).join()
-    assert recent.receipt.prefilled == 1
+    assert recent.receipt.prefilled == world.engine.again(asked[names[-1]])

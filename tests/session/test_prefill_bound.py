@@ -19,7 +19,7 @@ async def test_agents_side_by_side_prefill_nothing_twice(tmp_path: Path, clients
     node = Node(NodeConfig(data_root=tmp_path, sequences=2 * clients + 8, ram=0))
     try:
         made = await run_trace(node, ENGINES["llama"], Trace(clients, seed=1))
-        cells = (await node.status()).cells
+        cells = (await node.status()).ledger.cells
     finally:
         await node.aclose()
     bound = least_prefill(made)
@@ -52,7 +52,7 @@ async def test_a_quarter_of_the_cells_and_ram_for_the_rest(tmp_path: Path, clien
     small = Node(NodeConfig(data_root=tmp_path / "small", sequences=ids, cells=working_set // 4, ram=10**9))
     try:
         made = await run_trace(small, ENGINES["llama"], trace)
-        cells = (await small.status()).cells
+        cells = (await small.status()).ledger.cells
     finally:
         await small.aclose()
     # The planner rounds up to 256 cells, and a window has to hold the longest conversation.

@@ -16,7 +16,7 @@ from typing import Any
 from modeld.chat.template import ChatTemplate
 from modeld.engine.fake.backend import TEMPLATE
 from modeld.session import ModelRef
-from modeld.types import Message, Tool
+from modeld.types import Message, Receipt, Tool
 
 DATA = Path(__file__).parent.parent / "data"
 TINY_F16 = DATA / "tiny-f16.gguf"
@@ -39,11 +39,46 @@ class EngineCase:
     tool_ask: str
     window: int
     long_ask: str
+    shares: bool = True
+    """Any beginning of a conversation can be taken up again; else only where the engine kept the state."""
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] = (), think: str = "auto") -> list[int]:
         """Ids of the conversation with the generation prompt."""
-        rendered = self.template().render(messages, tools, think=think, add_generation_prompt=True)  # type: ignore[arg-type]
+        return self._ids(messages, tools, think, generate=True)
+
+    def again(self, messages: Sequence[Message], tools: Sequence[Tool] = (), think: str = "auto") -> int:
+        """Tokens that are computed when the same is asked again. Logits are kept nowhere, so it is one at least.
+
+        Without :attr:`shares` it begins at the last place where the state was kept: where the question ends, or after
+        the system prompt, where the first is not 32 tokens beyond the second. A beginning below 32 tokens is not kept.
+        """
+        prompt = self.prompt(messages, tools, think)
+        if self.shares:
+            return 1
+        stable = [message for message in messages if message.role == "system"]
+        places = ([*stable, Message("user", "")], messages)
+        kept = 0
+        for place in sorted(shared(prompt, self._ids(place, tools, think, generate=False)) for place in places):
+            kept = place if place - kept >= 32 else kept
+        return len(prompt) - kept
+
+    def begins(self, common: int) -> int:
+        """Of a beginning of ``common`` tokens, below 32, that two conversations share: what the second one reuses."""
+        assert common < 32
+        return common if self.shares else 0
+
+    def warm(self, receipt: Receipt) -> int:
+        """Tokens that were not computed. Only where an end cannot be forgotten may some come from RAM."""
+        return receipt.reused if self.shares else receipt.reused + receipt.restored
+
+    def _ids(self, messages: Sequence[Message], tools: Sequence[Tool], think: str, *, generate: bool) -> list[int]:
+        rendered = self.template().render(messages, tools, think=think, add_generation_prompt=generate)  # type: ignore[arg-type]
         return self.tokenize(rendered)
+
+
+def shared(old: Sequence[int], new: Sequence[int]) -> int:
+    """Longest common prefix, item by item."""
+    return next((n for n, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
 
 
 @cache

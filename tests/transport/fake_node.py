@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
-from modeld.errors import ModelNotFoundError, OwnerHeldError
+from modeld.errors import ModelNotFoundError, OwnerHeldError, StaleEpochError
 from modeld.node.owner import OwnerLease
 from modeld.node.record import socket_path
 from modeld.session import (
+    AuditReport,
     ContextReport,
     InstalledModel,
     ModelDescription,
@@ -137,8 +138,23 @@ class FakeSession:
             manifest_digest="digest",
         )
 
-    async def prefill_suffix(self, messages: Sequence[Message], *, think: str = "auto") -> SuffixStatus:
+    def _require_tape(self) -> None:
+        """No session outlives this node."""
+        before, now = self._handle.epoch, self.service.epoch
+        if now and before != now:
+            raise StaleEpochError("its tape went with its owner", epoch=before, current=now)
+
+    async def prefill_suffix(
+        self,
+        messages: Sequence[Message],
+        *,
+        think: str = "auto",
+        shift: bool | None = None,
+        truncate: bool | None = None,
+    ) -> SuffixStatus:
+        self._require_tape()
         self.service.answer()
+        self.service.overflows.append((shift, truncate))
         return SuffixStatus(
             receipt=self._receipt(len(messages)),
             prefix_tokens=0,
@@ -148,6 +164,7 @@ class FakeSession:
         )
 
     def decode(self, options: DecodeOptions | None = None) -> FakeStream:
+        self._require_tape()
         self.service.answer()
         return self.service.stream(f"decode {options.max_tokens if options else 0}")
 
@@ -158,8 +175,11 @@ class FakeSession:
         tools: Sequence[Tool] = (),
         think: str = "auto",
         options: DecodeOptions | None = None,
+        shift: bool | None = None,
+        truncate: bool | None = None,
     ) -> FakeStream:
         self.service.answer()
+        self.service.overflows.append((shift, truncate))
         return self.service.stream(" ".join(message.content for message in messages))
 
     async def explain(self) -> ContextReport:
@@ -178,6 +198,7 @@ class FakeSession:
         )
 
     async def snapshot(self) -> SnapshotInfo:
+        self._require_tape()
         self.service.answer()
         return SnapshotInfo(id="s1", tokens=3, size=10, manifest_digest="", tape_hash="")
 
@@ -185,6 +206,7 @@ class FakeSession:
         return await self.ensure_prefix((Message("system", snapshot_id),))
 
     async def fork(self, name: str, *, workspace: str = "") -> FakeSession:
+        self._require_tape()
         self.service.answer()
         return FakeSession(
             self.service,
@@ -196,15 +218,21 @@ class FakeSession:
 
 
 class FakeService:
-    """Tests set ``script``, ``failure``, ``generation`` and ``batching``, and read ``streams`` and ``closed``."""
+    """Tests set ``script``, ``failure``, ``generation`` and ``batching``, and read ``streams`` and ``closed``.
+
+    ``overflows``: what the calls said of a full window.
+    With ``epoch`` set it refuses to go on from what a handle of another owner left behind.
+    """
 
     def __init__(self) -> None:
         self.script: Script = echo
         self.failure: Exception | None = None
         self.generation = 1
+        self.epoch = 0
         self.batching = False
         self.hang = False
         self.streams: list[FakeStream] = []
+        self.overflows: list[tuple[bool | None, bool | None]] = []
         self.closed: list[FakeStream] = []
         self.closing = asyncio.Event()
 
@@ -272,6 +300,29 @@ class FakeService:
     async def sessions(self) -> list[SessionInfo]:
         self.answer()
         return []
+
+    async def audit(self) -> AuditReport:
+        self.answer()
+        return AuditReport()
+
+    async def remove_session(self, name: str, *, workspace: str = "default", model: str = "") -> None:
+        self.answer()
+
+    async def snapshots(self) -> list[SnapshotInfo]:
+        self.answer()
+        return []
+
+    async def remove_snapshot(self, snapshot_id: str) -> None:
+        self.answer()
+
+    async def export_snapshot(self, snapshot_id: str) -> AsyncGenerator[bytes, None]:
+        self.answer()
+        yield snapshot_id.encode()
+
+    async def import_snapshot(self, data: AsyncIterable[bytes], *, snapshot_id: str = "") -> SnapshotInfo:
+        self.answer()
+        size = sum([len(piece) async for piece in data])
+        return SnapshotInfo(id="s1", tokens=3, size=size, manifest_digest="", tape_hash="")
 
 
 async def main(root: Path) -> int:

@@ -27,8 +27,11 @@ from modeld.transport.methods import (
     Method,
     ModelRequest,
     PrefillSuffixRequest,
+    RemoveSessionRequest,
     RestoreRequest,
     SessionRequest,
+    SnapshotChunk,
+    SnapshotRequest,
     TurnRequest,
     UnloadRequest,
 )
@@ -50,13 +53,19 @@ FENCED = {
     "Snapshot": True,
     "Restore": True,
     "Fork": True,
+    "RemoveSession": True,
+    "RemoveSnapshot": True,
+    "ImportSnapshot": True,
     "Shutdown": True,
     "Hello": False,
     "Status": False,
     "ListModels": False,
     "ListSessions": False,
+    "Audit": False,
     "Describe": False,
     "Explain": False,
+    "ListSnapshots": False,
+    "ExportSnapshot": False,
 }
 REQUESTS = {
     Empty: Empty(),
@@ -72,12 +81,18 @@ REQUESTS = {
     SessionRequest: SessionRequest(handle=HANDLE),
     RestoreRequest: RestoreRequest(handle=HANDLE, snapshot_id="s"),
     ForkRequest: ForkRequest(handle=HANDLE, name="f"),
+    RemoveSessionRequest: RemoveSessionRequest(name="n"),
+    SnapshotRequest: SnapshotRequest(snapshot_id="s"),
+    SnapshotChunk: SnapshotChunk(data=b"piece"),
 }
 
 
 async def ask(channel: grpc.aio.Channel, method: Method, epoch: int) -> None:
     request, metadata = to_bytes(REQUESTS[method.request]), ((EPOCH_KEY, str(epoch)),)
-    if method.reply:
+    if method.chunks == "request":
+        await channel.stream_unary(method.path)(iter([request]), metadata=metadata)
+        return
+    if method.reply and not method.chunks:
         await channel.unary_unary(method.path)(request, metadata=metadata)
         return
     async for _ in channel.unary_stream(method.path)(request, metadata=metadata):

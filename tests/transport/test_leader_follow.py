@@ -56,6 +56,7 @@ class Root:
     async def own(self) -> Owner:
         lease = await asyncio.to_thread(OwnerLease.acquire, self.path, backend="fake", serves=("fake",))
         service = self.fake.FakeService()
+        service.epoch = lease.epoch
         server = GrpcServer(service, instance_id=lease.instance_id, epoch=lease.epoch, on_shutdown=lambda: None)
         endpoints = await server.start(socket_path(self.path))
         await asyncio.to_thread(lease.publish, endpoints=endpoints)

@@ -254,6 +254,15 @@ async def test_every_plain_call_comes_back(node, service):
     assert caught.value.name == "missing"
 
 
+async def test_what_a_call_says_of_a_full_window_arrives_as_it_was_said(node, service):
+    session = await node.open_session("tiny", SessionConfig())
+    said = [{}, {"shift": True}, {"truncate": True}, {"shift": False, "truncate": False}]
+    for some in said:
+        await session.prefill_suffix([], **some)
+        await session.turn([Message("user", "a")], **some).join()
+    assert service.overflows == [(some.get("shift"), some.get("truncate")) for some in said for _ in range(2)]
+
+
 async def test_a_closed_connection_says_so(node):
     await node.aclose()
     await node.aclose()

@@ -104,7 +104,13 @@ CHECKED = {
         "timeout": st.none() | st.floats(0, 10**6, exclude_min=True),
     },
     ModelRef: {"name": NAME, "path": NAME},
-    SessionConfig: {"workspace": NAME, "name": NAME, "context": st.integers(0, 2**31 - 1), "ttl": st.floats(0, 10**9)},
+    SessionConfig: {
+        "workspace": NAME,
+        "name": NAME,
+        "context": st.integers(0, 2**31 - 1),
+        "ttl": st.floats(0, 10**9),
+        "truncate": st.just(False),
+    },
 }
 
 
@@ -195,9 +201,15 @@ def test_the_table_of_methods_is_the_service(table: tuple[methods.Method, ...]) 
     service = pb.DESCRIPTOR.services_by_name[table[0].service.rpartition(".")[2]]
     assert {method.service for method in table} == {service.full_name}
     described = [
-        (m.name, m.request.__name__, m.reply.__name__ if m.reply else "StreamFrame", not m.reply) for m in table
+        (
+            *(m.name, m.request.__name__, m.reply.__name__ if m.reply else "StreamFrame"),
+            *(m.chunks == "request", not m.reply or m.chunks == "reply"),
+        )
+        for m in table
     ]
-    assert described == [(m.name, m.input_type.name, m.output_type.name, m.server_streaming) for m in service.methods]
+    assert described == [
+        (m.name, m.input_type.name, m.output_type.name, m.client_streaming, m.server_streaming) for m in service.methods
+    ]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from modeld.cli.output import cost_line, dimmed, say, visible
+from modeld.cli.output import cost_line, dimmed, progress_text, say, visible
 from modeld.errors import ModeldError
 from modeld.types import (
     ChatResult,
@@ -48,9 +48,7 @@ class Screen:
     def show(self, part: StreamPart) -> None:
         """Show one part; nothing is sure to be seen before :meth:`flush`."""
         if isinstance(part, ProgressPart):
-            cached = f", {part.cached} of them reused" if part.cached else ""
-            text = f"reading the prompt: {part.done} of {part.total} tokens{cached}"
-            self._waiting.update(text, part.done, part.total)
+            self._waiting.update(progress_text(part), part.done, part.total)
             return
         self._waiting.stop()
         if self._quiet:

@@ -16,6 +16,7 @@ from modeld.cli.node import ps, status, stop
 from modeld.cli.run import run
 from modeld.cli.serve import serve
 from modeld.cli.service import install_service
+from modeld.cli.sessions import sessions
 from modeld.cli.talk import chat
 from modeld.cli.token import token
 from modeld.cli.version import version
@@ -54,4 +55,5 @@ def _options(
 
 for _command in _COMMANDS:
     app.command(_command.__name__.replace("_", "-"))(guarded(_command))
+app.add_typer(sessions, name="sessions")
 app.add_typer(backends, name="backends")

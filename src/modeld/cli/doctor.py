@@ -173,16 +173,18 @@ def _answer(root: Path, seen: OwnerState) -> Check:
     if _running(seen) is None:
         return Check("node", "ok", "none is running; modeld run and modeld serve start one")
     from modeld.client import connect
-    from modeld.session.values import NodeStatus
+    from modeld.session.values import AuditReport, NodeStatus
 
-    async def ask() -> NodeStatus:
+    async def ask() -> tuple[NodeStatus, AuditReport]:
         async with await connect(root, timeout=_ANSWER_SECONDS) as client:
-            return await client.status()
+            return await client.status(), await client.audit()
 
     try:
-        status = finish(ask())
+        status, audit = finish(ask())
     except ModeldError as error:
         return Check("node", "fail", error.message, _RESTART)
+    if audit.faults:
+        return Check("node", "fail", f"its ledger is wrong: {'; '.join(audit.faults)}", "run: modeld unload")
     return Check("node", "ok", f"process {status.pid} answers; {status.model or 'no model'} is loaded")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -10,7 +11,7 @@ import typer
 
 from modeld.cli.connection import connected, finish, nobody
 from modeld.cli.options import DataRootOption, JsonOption, root_of
-from modeld.cli.output import duration, emit, facts, table
+from modeld.cli.output import duration, emit, facts, table, visible
 from modeld.cli.remote import BackendOption, reached
 from modeld.errors import DeadlineExceededError, NodeNotRunningError, NodeStaleError
 
@@ -61,8 +62,7 @@ def ps(
     elif node is None:
         print(nobody(root))
     else:
-        headers = ("SESSION", "WORKSPACE", "MODEL", "ENGINE", "HOT", "KEPT", "TAPE", "WINDOW", "USED")
-        table(headers, [_session_row(session) for session in sessions])
+        session_table(sessions)
         if node.model:
             print(f"\nKV of {node.model}: {_ledger(node)}")
     return 0
@@ -77,6 +77,12 @@ def _explain(root: Path, backend: str, session: str, workspace: str, model: str,
     else:
         show(report)
     return 0
+
+
+def session_table(sessions: Sequence[SessionInfo]) -> None:
+    """Print what is known of sessions."""
+    headers = ("SESSION", "WORKSPACE", "MODEL", "ENGINE", "HOT", "KEPT", "TAPE", "WINDOW", "USED")
+    table(headers, [_session_row(session) for session in sessions])
 
 
 def stop(data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
@@ -179,9 +185,9 @@ def _ledger(node: NodeStatus) -> str:
 def _session_row(session: SessionInfo) -> tuple[str, ...]:
     used = "now" if session.active else f"{duration(time.time() - session.last_used)} ago"
     return (
-        session.name,
-        session.workspace,
-        session.model,
+        visible(session.name),
+        visible(session.workspace),
+        visible(session.model),
         str(session.engine_pid or "-"),
         str(session.hot),
         "-" if session.kept is None else str(session.kept),

@@ -40,9 +40,17 @@ ContextOption = Annotated[
     int,
     typer.Option("--context", metavar="N", min=0, help="Tokens a session must hold; 0 takes what the plan gives."),
 ]
+ShiftOption = Annotated[
+    bool,
+    typer.Option("--shift", help="When the window is full, the oldest turns leave the conversation; stderr says so."),
+]
+TruncateOption = Annotated[
+    bool, typer.Option("--truncate", help="The same before an answer only; one that fills the window ends there.")
+]
 KVTypeOption = Annotated[KVType, typer.Option("--kv-type", help="Type of the KV cells.")]
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
+_SIZE: Final = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)(?:([KMGT])(i?))?B?")
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -74,6 +82,20 @@ def parse_duration(text: str) -> float:
     if not 0 < seconds < math.inf:
         raise InvalidRequestError(f"{text!r} is no duration: write 300, 90s, 5m, 2h, 1d or off")
     return seconds
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes in ``500000``, ``512MiB``, ``2GiB`` or ``1TB``; 0 for ``off``, ``None`` for ``auto``.
+
+    :raises InvalidRequestError: anything else.
+    """
+    if text in ("off", "auto"):
+        return 0 if text == "off" else None
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise InvalidRequestError(f"{text!r} is no size: write 512MiB, 2GiB, 4GB, auto or off")
+    unit = 1024 if match[3] else 1000
+    return int(float(match[1]) * unit ** " KMGT".index(match[2] or " "))
 
 
 def parse_address(text: str) -> tuple[str, int] | None:

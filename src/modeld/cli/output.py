@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 if TYPE_CHECKING:
-    from modeld.types import EndPart
+    from modeld.types import EndPart, ProgressPart
 
 _WIDE: Final = 10_000
 """Columns where no terminal is: nothing is cut or wrapped for a pipe."""
@@ -131,6 +131,8 @@ def receipt_line(end: EndPart) -> str:
         parts.insert(1, f"{receipt.restored} restored")
     if receipt.dropped:
         parts.append(f"{receipt.dropped} dropped")
+    if receipt.recomputed:
+        parts.append(f"{receipt.recomputed} computed again")
     fields = [f"{receipt.input} tokens in ({', '.join(parts)})"]
     if end.usage.output is not None:
         fields.append(f"{end.usage.output} out")
@@ -139,6 +141,15 @@ def receipt_line(end: EndPart) -> str:
             fields.append(f"{speed:.{0 if speed >= 10 else 1}f} tok/s")
     fields.append(end.finish_reason)
     return ", ".join(fields) + _reuse_stop(end)
+
+
+def progress_text(part: ProgressPart) -> str:
+    """What happens to a prompt, in one line."""
+    if part.position:
+        return f"waiting for room on the node: number {part.position} in its queue"
+    cached = f", {part.cached} of them reused" if part.cached else ""
+    left = f", {part.rate:,.0f} tokens/s, about {part.seconds_left:.0f} s left" if part.seconds_left >= 1 else ""
+    return f"reading the prompt: {part.done} of {part.total} tokens{cached}{left}"
 
 
 def _reuse_stop(end: EndPart) -> str:

@@ -11,7 +11,17 @@ import typer
 
 from modeld.cli.connection import finish
 from modeld.cli.errors import INTERRUPTED, usage
-from modeld.cli.options import ContextOption, DataRootOption, JsonOption, KVTypeOption, ModelArgument, model_of, root_of
+from modeld.cli.options import (
+    ContextOption,
+    DataRootOption,
+    JsonOption,
+    KVTypeOption,
+    ModelArgument,
+    ShiftOption,
+    TruncateOption,
+    model_of,
+    root_of,
+)
 from modeld.cli.remote import BackendOption
 from modeld.errors import InvalidRequestError
 from modeld.session.values import SessionConfig
@@ -53,6 +63,8 @@ def run(
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Ends the answer; may be repeated.")] = None,
     context: ContextOption = 0,
     kv_type: KVTypeOption = "f16",
+    shift: ShiftOption = False,
+    truncate: TruncateOption = False,
     backend: BackendOption = "",
     data_root: DataRootOption = None,
     as_json: JsonOption = False,
@@ -81,6 +93,8 @@ def run(
             # Nobody comes back to the session of one question: its KV is the first to leave.
             session_class="side" if prompt is not None and session is None else "main",
             ttl=0.0 if session is not None else _ONE_QUESTION_SECONDS if prompt is not None else _TALK_SECONDS,
+            shift=shift,
+            truncate=truncate,
         )
         if prompt is not None and not prompt.strip():
             raise InvalidRequestError("the prompt is empty")

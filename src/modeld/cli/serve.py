@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modeld.cli.errors import usage
-from modeld.cli.options import DataRootOption, parse_address, parse_duration, root_of
+from modeld.cli.options import DataRootOption, parse_address, parse_duration, parse_size, root_of
 from modeld.cli.output import say
 
 if TYPE_CHECKING:
@@ -36,6 +36,12 @@ def serve(
     idle_ttl: Annotated[
         str, typer.Option(metavar="DURATION", help="Unused for this long, the engine exits: 300, 5m, 2h or off.")
     ] = "5m",
+    ram: Annotated[
+        str, typer.Option(metavar="SIZE|auto|off", help="Main memory for KV that leaves the engine: 512MiB, 4GiB.")
+    ] = "auto",
+    disk: Annotated[
+        str, typer.Option(metavar="SIZE|auto|off", help="Files for KV that outlives the engine; none without --ram.")
+    ] = "auto",
     threads: Annotated[int, typer.Option(min=0, metavar="N", help="Threads of the engine; 0: its own choice.")] = 0,
     allow_fake: Annotated[bool, typer.Option(hidden=True, help="Serve fake models, for tests.")] = False,
 ) -> int:
@@ -46,6 +52,7 @@ def serve(
     """
     with usage():
         address, idle_seconds = parse_address(listen), parse_duration(idle_ttl)
+        ram_bytes, disk_bytes = parse_size(ram), parse_size(disk)
     import asyncio
     import logging
 
@@ -63,7 +70,9 @@ def serve(
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("modeld").setLevel(logging.INFO)
-    node = NodeConfig(data_root=root, idle_ttl=idle_seconds, threads=threads, allow_fake=allow_fake)
+    node = NodeConfig(
+        data_root=root, idle_ttl=idle_seconds, threads=threads, ram=ram_bytes, disk=disk_bytes, allow_fake=allow_fake
+    )
     config = host.HostConfig(node=node, listen=address, tls=tls, tls_cert=tls_cert, tls_key=tls_key)
     asyncio.run(host.serve(config, ready))
     return 0

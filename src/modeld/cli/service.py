@@ -36,7 +36,7 @@ RestartSec=2
 RestartPreventExitStatus=3
 # The node ends its engine; what is left after the time to drain is killed.
 KillMode=mixed
-TimeoutStopSec=20
+TimeoutStopSec=35
 UMask=0077
 NoNewPrivileges=yes
 LockPersonality=yes

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from modeld.cli.connection import connect_or_start, finish
 from modeld.cli.errors import INTERRUPTED, usage
-from modeld.cli.options import DataRootOption, JsonOption, root_of
+from modeld.cli.options import DataRootOption, JsonOption, ShiftOption, TruncateOption, root_of
 from modeld.cli.output import cost_line, emit
 from modeld.cli.run import read_stdin
 from modeld.errors import InvalidRequestError, RefusedError
@@ -36,6 +36,8 @@ def chat(
     ] = "auto",
     temperature: Annotated[float | None, typer.Option(help="Default: the backend's own.")] = None,
     max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Tokens of the answer at most.")] = None,
+    shift: ShiftOption = False,
+    truncate: TruncateOption = False,
     data_root: DataRootOption = None,
     as_json: JsonOption = False,
 ) -> int:
@@ -50,7 +52,10 @@ def chat(
             root=root_of(data_root),
             backend=backend,
             model=model,
-            config=ChatConfig(temperature=temperature, max_tokens=max_tokens),
+            # Not asked for is the backend's own way, which False would forbid.
+            config=ChatConfig(
+                temperature=temperature, max_tokens=max_tokens, shift=shift or None, truncate=truncate or None
+            ),
             think=parse_think(think),
             system=system,
             as_json=as_json,

@@ -42,6 +42,9 @@ class Slice(Struct, frozen=True):
 class Vocabulary(Protocol):
     """Text to tokens and back."""
 
+    longest: int
+    """Bytes of text that one token stands for at most; 0: nobody knows."""
+
     def tokenize(self, text: bytes, *, add_special: bool) -> list[int]:
         """Token ids; text that spells a control token becomes that token."""
         ...
@@ -74,8 +77,14 @@ class Backend(Vocabulary, Protocol):
     eos: str
     add_bos: bool
     tokenizer_digest: str
+    vocabulary: int
+    """Token ids are below it."""
+    kv_layout: str
+    """What decides the bytes of KV besides :attr:`Load.kv_type`; part of the manifest."""
     shares: bool
     """Any beginning of a sequence can be shared, and any end of one forgotten. Without it only whole sequences can."""
+    grows: bool
+    """Each token takes one of :attr:`Load.cells`. Without it a sequence is a state of one size."""
 
     def step(self, slices: list[Slice]) -> StepResult:
         """Compute a batch. At most :attr:`Load.batch` tokens; a token has one sequence."""
@@ -83,6 +92,10 @@ class Backend(Vocabulary, Protocol):
 
     def sampler(self, options: DecodeOptions, seed: int, history: list[int]) -> Sampler:
         """A sampler for a stream whose context so far is ``history``."""
+        ...
+
+    def length(self, sequence: int) -> int:
+        """Tokens that a sequence holds, as the native library counts them."""
         ...
 
     def remove(self, sequence: int, start: int, end: int = -1) -> bool:

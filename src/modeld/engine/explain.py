@@ -12,6 +12,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
+from msgspec import structs
+
 from modeld.engine.differences import Difference, find_difference
 from modeld.engine.session import EngineSession, Prompt, Span, shared_length
 from modeld.engine.volatile import volatile_shape
@@ -44,6 +46,8 @@ ADVICE: Final[dict[ReuseReason, str]] = {
     "evicted": "give the engine more cells or RAM, pin the session, or run fewer sessions side by side",
     "unloaded": "raise --idle-ttl, or keep to one model",
     "engine_lost": "the node's log says why the engine ended",
+    "turns_left": "open the session with a larger context, or let the client shorten its conversation itself",
+    "cannot_rewind": "nothing to do: this model has one state for all that it has read; more RAM keeps more of them",
     "model_changed": "open the session with the same model and KV type each time",
 }
 """What to do about each cause, in one sentence."""
@@ -57,10 +61,14 @@ def why_stopped(session: EngineSession, prompt: Prompt | None, shared: int) -> R
         return kv_gone(session, session.gone, shared, len(session.remembered) - shared)
     place = shared_length(session.text, prompt.text)
     found = _difference(session, prompt, place)
+    index = found.message_index
+    if index is not None and prompt.left is not None and index >= prompt.left.stays:
+        # Counted in the conversation as the call has it.
+        index += prompt.left.messages
     return ReuseStop(
         reason=found.reason,
         token=shared,
-        message_index=found.message_index,
+        message_index=index,
         character=found.character,
         old=_around(session.text, place),
         new=_around(prompt.text, place),
@@ -73,6 +81,14 @@ def kv_gone(session: EngineSession, reason: ReuseReason, token: int, lost: int) 
     """The KV of ``lost`` tokens from ``token`` on is nowhere any more."""
     why = f": {session.lost_detail}" if session.lost_detail else ""
     return stopped(reason, token, f"the KV of {lost} tokens was gone{why}")
+
+
+def cannot_rewind(stop: ReuseStop | None, token: int) -> ReuseStop:
+    """The model cannot go back to where old and new part, only to ``token``."""
+    detail = f"this model cannot go back within what it has read: it goes on from token {token}"
+    if stop is None:
+        return stopped("cannot_rewind", token, detail)
+    return structs.replace(stop, token=token, detail="; ".join(filter(None, (stop.detail, detail))))
 
 
 def stopped(reason: ReuseReason, token: int, detail: str) -> ReuseStop:
@@ -98,6 +114,9 @@ def computed_again(tape: Sequence[int], target: Sequence[int], start: int, end: 
 
 
 def _difference(session: EngineSession, prompt: Prompt, place: int) -> Difference:
+    if prompt.left is not None and prompt.left != session.left:
+        detail = f"{prompt.left.messages} messages do not fit the window and are not shown to the model"
+        return Difference("turns_left", detail=detail)
     if (found := find_difference(session, prompt, place)) is not None:
         return found
     answered = len(session.messages)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple
 
 from modeld.chat.parser import OutputParser, StopMatcher
 from modeld.engine.backend import Sampler
 from modeld.engine.explain import computed_again, stopped
 from modeld.engine.protocol import Decode, Prefix, SessionRequest, Suffix, Turn
 from modeld.engine.session import EngineSession, Prompt
+from modeld.engine.spans import Positions
 from modeld.types import (
     DecodeOptions,
     Receipt,
@@ -20,6 +23,9 @@ from modeld.types import (
     ToolCallStart,
     Usage,
 )
+
+if TYPE_CHECKING:
+    from modeld.engine.progress import Pace
 
 
 class Stream:
@@ -39,6 +45,8 @@ class Stream:
         self.thinking_tokens = 0
         self.thought = False
         self.called = False
+        # The answer's text, without thinking.
+        self.said: list[str] = []
         # End of each token in the bytes generated, so that a stop string can be cut off the tape.
         self.token_ends: list[int] = []
 
@@ -70,9 +78,11 @@ class Stream:
     def _emit(self, parts: list[StreamPart]) -> None:
         for part in parts:
             last = self.parts[-1] if self.parts else None
-            if isinstance(part, TextPart) and isinstance(last, TextPart):
-                self.parts[-1] = TextPart(last.text + part.text)
-                continue
+            if isinstance(part, TextPart):
+                self.said.append(part.text)
+                if isinstance(last, TextPart):
+                    self.parts[-1] = TextPart(last.text + part.text)
+                    continue
             if isinstance(part, ThinkingPart):
                 self.thought = True
                 if isinstance(last, ThinkingPart):
@@ -83,6 +93,15 @@ class Stream:
             self.parts.append(part)
 
 
+class Counted(NamedTuple):
+    """Tokens of a job's input, those of them that were computed and that RAM gave back, and all that was computed."""
+
+    seen: int = 0
+    fresh: int = 0
+    restored: int = 0
+    prefilled: int = 0
+
+
 class Job:
     """One request on one session, from its arrival to its last frame."""
 
@@ -90,6 +109,8 @@ class Job:
         self.request = request
         self.session = session
         self.id = request.id
+        # Who asks: those take turns.
+        self.client = request.client if isinstance(request, Prefix | Suffix | Turn | Decode) else ""
         self.arrived = monotonic()
         self.started = 0.0
         self.prefilled_at = 0.0
@@ -98,19 +119,38 @@ class Job:
         # Leading tokens of the target whose KV may be used as it is.
         self.reusable = 0
         self.keeps_tail = False
+        # Where the state is kept on the way, for a model that cannot come back there. A step ends at each.
+        self.places: list[int] = []
         # A job that computes the same beginning, and how long that is: it is computed once.
         self.leader: Job | None = None
         self.common = 0
         # RAM may still have some of what it needs; how many leading tokens it seemed to have.
         self.warm = True
         self.promised = 0
+        # Says whether a file that holds what it needs next is still being read.
+        self.awaits: Callable[[], bool] | None = None
         self.reused = self.restored = self.dropped = 0
+        # What it cost before turns left in the middle of the answer; what is left is being computed again.
+        self.earlier = Counted()
+        self.again = False
+        # Positions that were computed for it as a prompt is, some of them again, and those that RAM gave back.
+        self.computed = Positions()
+        self.brought = Positions()
+        # The most of its target that the KV held.
+        self.reached = 0
         self.stop: ReuseStop | None = None
         # What it could have reused, had reuse not stopped.
         self.had: list[int] = []
         self.stream: Stream | None = None
         # It waits for cells or a sequence id that others hold.
         self.parked = False
+        # Others that came later and started before it.
+        self.passed = 0
+        # What it has had of its turn to compute its prompt.
+        self.turn_tokens = self.turn_steps = 0
+        # When its stream last heard something, and how fast its prompt came along.
+        self.told = self.arrived
+        self.pace: Pace | None = None
         # It has ended, one way or another.
         self.over = False
         # Where the answer begins, in tokens and in bytes.
@@ -143,6 +183,16 @@ class Job:
         """Its prompt makes progress: neither done, nor given up, nor held up."""
         return self.runnable and not self.decoding and not self.over
 
+    @property
+    def complete(self) -> bool:
+        """It only computes, and all it wanted is in the KV. A step without a token would fail."""
+        return self.stream is None and not self.decoding and not self.remaining
+
+    def to_next_place(self, tokens: int) -> int:
+        """How many of the next ``tokens`` come before the next of :attr:`places`."""
+        at = self.session.hot
+        return min(tokens, min((place - at for place in self.places if place > at), default=tokens))
+
     def lost_kv(self, why: ReuseReason) -> None:
         """What it reused was taken from it and is computed again: its receipt must not say otherwise."""
         self.warm = True
@@ -156,10 +206,19 @@ class Job:
         """Say in the receipt why not all of ``had``, which was there, could be reused."""
         self.stop, self.had = stop, had
 
+    def begin_again(self, target: list[int], dropped: int) -> None:
+        """The conversation under the answer is another one now, and is computed once more."""
+        self.earlier = self._counted()
+        self.computed, self.brought = Positions(), Positions()
+        self.reached = self.reused = self.restored = 0
+        self.target, self.reusable = target, len(target)
+        self.dropped += dropped
+        self.warm = self.again = True
+
     @property
     def runnable(self) -> bool:
         """It can use the next step."""
-        return not self.parked and not self.stalled
+        return not self.parked and not self.stalled and not (self.awaits is not None and self.awaits())
 
     @property
     def remaining(self) -> list[int]:
@@ -177,6 +236,23 @@ class Job:
         session = self.session
         return session.ids[-1] if self.decoding and len(session.ids) - session.hot == 1 else None
 
+    @property
+    def done(self) -> tuple[int, int]:
+        """How many tokens are in the KV, and how many there must be before the next token of its stream."""
+        return self.session.hot if self.started else 0, len(self.session.ids if self.decoding else self.target)
+
+    @property
+    def silent(self) -> bool:
+        """It has a stream, and no text of it can come soon: it waits, or its prompt is being computed."""
+        return isinstance(self.request, Turn | Decode) and not self.stalled and (self.parked or self.next_token is None)
+
+    def took(self, tokens: int) -> None:
+        """A step has put so many tokens of it into the KV: its prompt's, or such as were taken from it."""
+        hot = self.session.hot
+        # The token sampled last is a step of the answer, wherever it is computed.
+        self.computed.add(hot - tokens, min(hot, len(self.session.ids) - 1) if self.decoding else hot)
+        self.reached = max(self.reached, min(len(self.target), hot))
+
     def frame(self) -> int:
         """Number of the next frame."""
         self._frames += 1
@@ -184,9 +260,10 @@ class Job:
 
     def usage(self) -> Usage:
         """Counted by the engine. After a cut prefill ``input`` is what was computed, not what was asked for."""
+        cost = self._counted()
         return Usage(
-            input=self._computed(),
-            cache_read=self.reused + self.restored,
+            input=cost.seen,
+            cache_read=cost.seen - cost.fresh,
             output=self.stream.count if self.stream else 0,
             reasoning=self.stream.thinking_tokens if self.stream else 0,
         )
@@ -195,32 +272,49 @@ class Job:
         """What the job cost, added to the session's counters."""
         now = monotonic()
         session = self.session
-        prefilled = self._computed() - self.reused - self.restored
+        cost = self._counted()
+        fresh, prefilled = cost.fresh, cost.prefilled
+        shows = self.started and not isinstance(self.request, Prefix)
+        left = session.left if shows else None
         session.prefill_calls += prefilled > 0
         session.prefill_tokens += prefilled
         if self.stream is not None:
             session.decode_calls += 1
             session.decode_tokens += self.stream.count
         session.last_receipt = Receipt(
-            reused=self.reused,
-            restored=self.restored,
+            reused=cost.seen - fresh - cost.restored,
+            restored=cost.restored,
             prefilled=prefilled,
+            recomputed=prefilled - fresh,
             dropped=self.dropped,
             resident=session.hot,
             window=window,
             queue_seconds=(self.started or now) - self.arrived,
             prefill_seconds=(self.prefilled_at or now) - (self.started or now),
             decode_seconds=now - self.prefilled_at if self.decoding else 0.0,
+            left=left.messages if left is not None else 0,
+            left_tokens=left.tokens if left is not None else 0,
         )
         if self.stop is not None:
             # The last token of a prompt is computed in any case: its logits are not kept.
-            end = min(self._computed(), self.reusable)
+            end = min(self._seen(), self.reusable)
             again = computed_again(self.had, self.target, self.reused + self.restored, end)
             session.last_receipt = session.last_receipt.charged(self.stop, again)
         return session.last_receipt
 
-    def _computed(self) -> int:
+    def _seen(self) -> int:
         """Tokens of the target that are, or were, in the KV for this job."""
         if not self.started:
             return 0
-        return len(self.target) if self.decoding else min(len(self.target), self.session.hot)
+        whole = self.decoding and not self.again
+        return len(self.target) if whole else max(self.reached, min(len(self.target), self.session.hot))
+
+    def _counted(self) -> Counted:
+        """What the job cost so far, its earlier conversations included."""
+        earlier, seen = self.earlier, self._seen()
+        return Counted(
+            earlier.seen + seen,
+            earlier.fresh + self.computed.below(seen),
+            earlier.restored + self.brought.below(seen, without=self.computed),
+            earlier.prefilled + self.computed.added,
+        )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic
 
 from modeld.engine.backend import Backend
+from modeld.engine.blocks import Block
+from modeld.engine.checkpoints import Checkpoints
 from modeld.engine.prefix_tree import PrefixTree
 from modeld.engine.protocol import Evicted, Held, Load, Open, Tape
 from modeld.engine.session import EngineSession, shared_length
-from modeld.engine.warm import WarmBlocks
+from modeld.engine.tiers import Tiers
 
 MIN_BRANCH = 32
 """Tokens that are worth a sequence id of their own, or a way to RAM and back: computing fewer takes one step."""
@@ -30,18 +33,25 @@ class Pool:
     What leaves the engine goes to RAM, as far as its budget allows, and comes back when it is asked for.
 
     :param told: is given an :class:`Evicted` whenever a session loses its KV to another.
+    :param tiers: keep what leaves the engine.
     """
 
-    def __init__(self, backend: Backend, load: Load, told: Callable[[Evicted], None]) -> None:
+    def __init__(
+        self, backend: Backend, load: Load, told: Callable[[Evicted], None], tiers: Tiers | Checkpoints | None = None
+    ) -> None:
         self._backend = backend
         self._cells = load.cells
+        self._ids = load.sequences
         self._free = list(range(load.sequences))[::-1]
         self._told = told
         self._tree = PrefixTree()
         self._branches: dict[int, float] = {}
-        self._warm = WarmBlocks(load.ram) if load.ram and backend.shares else None
+        self._tiers = tiers
         # Tape lengths of sequences of which RAM has, or does not want, any more.
         self._saved: dict[int, int] = {}
+        # Sequences for which RAM had no room, and how many blocks were in files then.
+        self._refused: set[int] = set()
+        self._written = 0
         self.sessions: dict[int, EngineSession] = {}
 
     def open(self, request: Open) -> None:
@@ -134,6 +144,8 @@ class Pool:
         :returns: how many.
         """
         own = shared_length(session.tape, list(ids))
+        if not self._backend.shares and self.stored(ids) > own:
+            own = 0  # A whole state that is longer comes back in its place.
         found, donor = self._tree.match(ids) if self._backend.shares else (own, None)
         if donor is None or donor == session.sequence or found <= own:
             if not self.give_sequence(session):
@@ -174,7 +186,7 @@ class Pool:
         old = session.sequence
         if old is None or not self._free or not self._backend.shares or self._tree.alone(old) < MIN_BRANCH:
             return False
-        if self._all_in_ram(old):
+        if self._all_kept(old):
             # Its cells are for what comes now: llama.cpp's attention passes over all up to the last one in use.
             return False
         self._branches[old] = monotonic()
@@ -185,13 +197,42 @@ class Pool:
             session.sequence = self._free.pop()
         return True
 
+    def branch(self, session: EngineSession, keep: int, more: int) -> int | None:
+        """Begin a branch that holds the first ``keep`` tokens of the session's tape, where nobody has to give way.
+
+        :returns: its sequence; ``None``: no id or no cells are free for ``more`` tokens.
+        """
+        if session.sequence is None or not keep or not self._free or self.used() + more > self._cells:
+            return None
+        sequence = self._free.pop()
+        self._backend.share(session.sequence, sequence, 0, keep)
+        self._tree.share(session.sequence, sequence, keep)
+        self._branches[sequence] = monotonic()
+        return sequence
+
+    def branch_tape(self, sequence: int) -> list[int]:
+        """What a branch holds; nothing, where it has left."""
+        return self._tree.tape(sequence) if sequence in self._branches else []
+
+    def drop_branch(self, sequence: int) -> None:
+        """A step of a branch failed: what it holds is not known, and none of it is kept."""
+        del self._branches[sequence]
+        self._clear(sequence)
+
+    def known(self, ids: Sequence[int]) -> int:
+        """How many leading tokens of ``ids`` need not be computed."""
+        return max(self._tree.match(ids)[0], self.stored(ids))
+
     def extended(self, session: EngineSession, tokens: list[int]) -> None:
         """A step has computed ``tokens`` behind the session's tape."""
         session.hot += len(tokens)
-        sequence = session.sequence
-        if not self._backend.shares or sequence is None:
-            return
-        for double in self._tree.extend(sequence, tokens):
+        if session.sequence is not None:
+            self.grew(session.sequence, tokens)
+
+    def grew(self, sequence: int, tokens: list[int]) -> None:
+        """A step has computed ``tokens`` behind what the sequence holds."""
+        doubles = self._tree.extend(sequence, tokens)
+        for double in doubles if self._backend.shares else ():
             # Two computed the same: one set of cells is enough.
             self._backend.remove(sequence, double.start, double.end)
             self._backend.share(double.donor, sequence, double.start, double.end)
@@ -218,7 +259,7 @@ class Pool:
         self._backend.remove(session.sequence, 0)
         self._tree.cut(session.sequence, 0)
         if session.hot:
-            session.lost, session.lost_tokens, session.hot = "evicted", session.hot, 0
+            session.lost, session.lost_tokens, session.hot = "cannot_rewind", session.hot, 0
         return False
 
     # RAM
@@ -228,7 +269,15 @@ class Pool:
 
         :returns: ``False``: all that is worth it is there.
         """
-        return self._warm is not None and any(self._save_one(*one) for one in self._resting(0.0))
+        if self._tiers is None:
+            return False
+        if self._written != self._tiers.written:
+            # What is in files can make room in RAM.
+            self._written = self._tiers.written
+            for sequence in self._refused:
+                self._saved.pop(sequence, None)
+            self._refused.clear()
+        return any(self._save_one(*one) for one in self._resting(0.0))
 
     def thin_out(self, rest: float) -> None:
         """Beside running streams: copy some blocks to RAM, and let one who has all of it there leave the engine.
@@ -237,23 +286,23 @@ class Pool:
 
         :param rest: seconds that a session was not used; a branch need not have rested.
         """
-        if self._warm is None:
+        if self._tiers is None or not self._backend.grows:
             return
         end = monotonic() + COPY_SECONDS
         for sequence, weight in self._resting(rest):
             while self._save_one(sequence, weight):
                 if monotonic() > end:
                     return
-            if self._all_in_ram(sequence):
+            if self._all_kept(sequence):
                 if sequence in self._branches:
                     self._drop_branch(sequence)
                 else:
                     self.evict(next(s for s in self.sessions.values() if s.sequence == sequence))
                 return
 
-    def _all_in_ram(self, sequence: int) -> bool:
+    def _all_kept(self, sequence: int) -> bool:
         tape = self._tree.tape(sequence)
-        return self._warm is not None and self._warm.length(tape) == len(tape)
+        return self._tiers is not None and self._tiers.length(tape) == len(tape)
 
     def _resting(self, rest: float) -> list[tuple[int, int]]:
         """Sequences that nobody uses, with their weight, the longest unused first."""
@@ -272,20 +321,56 @@ class Pool:
 
     def _save_one(self, sequence: int, weight: int) -> bool:
         length = self._tree.length(sequence)
-        if self._warm is None or length < MIN_BRANCH or self._saved.get(sequence) == length:
+        if self._tiers is None or length < MIN_BRANCH or self._saved.get(sequence) == length:
             return False
         tape = self._tree.tape(sequence)
-        missing = self._warm.missing(tape)
+        missing = self._tiers.missing(tape)
         if missing is not None:
             start, end = missing
-            if self._warm.add(tape, start, end, weight, lambda: self._backend.save(sequence, start, end)):
+            if self._tiers.add(tape, start, end, weight, lambda: self._backend.save(sequence, start, end)):
                 return True
+            self._refused.add(sequence)
         self._saved[sequence] = length
         return False
 
-    def in_ram(self, ids: Sequence[int]) -> int:
+    def places_to_keep(self, ids: Sequence[int], places: Sequence[int], done: int) -> list[int]:
+        """Where the state after a beginning of ``ids`` is worth keeping, for a model that cannot come back there.
+
+        :param places: where that may be; where ``ids`` leave what another sequence holds is one more.
+        :param done: tokens that are there, or will be brought back.
+        """
+        found: list[int] = []
+        if self._tiers is None or self._backend.shares:
+            return found
+        last = self._tiers.length(ids)
+        for place in sorted({*places, self._tree.match(ids)[0]}):
+            if done < place <= len(ids) and place - last >= MIN_BRANCH:
+                found.append(place)
+                last = place
+        return found
+
+    def keep(self, session: EngineSession) -> None:
+        """Copy what the session holds to RAM, so that it or others can start from here."""
+        self._save_all(session.sequence, _weight(session))
+
+    def stored(self, ids: Sequence[int]) -> int:
         """How many leading tokens of ``ids`` :meth:`restore_next` may bring back."""
-        return self._warm.length(ids) if self._warm is not None else 0
+        return self._tiers.length(ids) if self._tiers is not None else 0
+
+    def fetch(self, session: EngineSession, ids: Sequence[int]) -> Callable[[], bool] | None:
+        """Have read what :meth:`restore_next` needs next, where it is in a file.
+
+        :returns: says whether it is worth while to wait still; ``None``: there is nothing to wait for.
+        """
+        path = self._ahead(ids, session.hot)
+        if self._tiers is None or not path or not self._tiers.fetch([block for block, _ in path]):
+            return None
+        return partial(self._tiers.waits, path[0][0])
+
+    def _ahead(self, ids: Sequence[int], at: int) -> Sequence[tuple[Block, int]]:
+        """Blocks that go on from ``at``; none where they hold too little."""
+        path = self._tiers.ahead(ids, at) if self._tiers is not None else []
+        return path if path and path[-1][1] - at >= min(MIN_BRANCH, len(ids) - at) else []
 
     def restore_next(self, session: EngineSession, ids: Sequence[int]) -> int:
         """Bring a block of ``ids`` behind the session's tape back from RAM.
@@ -295,17 +380,18 @@ class Pool:
         :returns: tokens gained; 0: there is no more, or no room.
         """
         at, sequence = session.hot, session.sequence
-        block = self._warm.find(ids, at) if self._warm is not None else None
-        if self._warm is None or block is None or sequence is None:
+        path = self._ahead(ids, at)
+        if self._tiers is None or sequence is None or not path:
             return 0
-        stop = block.start + shared_length(block.tokens, list(ids[block.start : block.end]))
-        if stop - at < min(MIN_BRANCH, len(ids) - at):
+        block, stop = path[0]
+        if (state := block.state) is None:
             return 0
-        while self.used() + len(block.tokens) > self._cells:
+        self._tiers.touch(block)
+        while self.used() + block.end - block.start > self._cells:
             if not self.evict_idle(session):
                 return 0
-        if not self._backend.restore(sequence, block.state, at, stop):
-            self._warm.drop(block)
+        if not self._backend.restore(sequence, state, at, stop):
+            self._tiers.drop(block)
             return 0
         self.extended(session, list(ids[at:stop]))
         return stop - at
@@ -329,19 +415,39 @@ class Pool:
         tapes = {key: session.remembered for key, session in self.sessions.items()}
         shares = self._backend.shares
         return {
-            key: max(self.sessions[key].hot, self._tree.match(tape)[0] if shares else 0, self.in_ram(tape))
+            key: max(self.sessions[key].hot, self._tree.match(tape)[0] if shares else 0, self.stored(tape))
             for key, tape in tapes.items()
         }
 
     def held(self) -> Held:
         """What the engine holds, of all sessions."""
-        return Held(self.used(), self._warm.bytes if self._warm is not None else 0)
+        return Held(self.used(), *((self._tiers.ram, self._tiers.disk) if self._tiers is not None else ()))
 
     def used(self) -> int:
-        """Cells in use; those that sessions share are counted once."""
+        """Cells in use; those that sessions share are counted once.
+
+        An upper bound where a model can only share whole sequences: its forks are counted in full.
+        """
+        if not self._backend.grows:
+            return 0
         if not self._backend.shares:
             return sum(session.hot for session in self.sessions.values())
         return self._tree.cells
+
+    def audit(self) -> tuple[str, ...]:
+        """Count again what is held; a sentence for each thing that is wrong."""
+        owners = [session.sequence for session in self.sessions.values() if session.sequence is not None]
+        ids = sorted([*self._free, *self._branches, *owners])
+        faults = [] if ids == list(range(self._ids)) else [f"of {self._ids} sequence ids these are known: {ids}"]
+        told = {s.sequence: s.hot for s in self.sessions.values() if s.sequence is not None}
+        for sequence in range(self._ids):
+            held = self._backend.length(sequence)
+            said = self._tree.length(sequence) if self._backend.shares else told.get(sequence, 0)
+            if not held == said == told.get(sequence, said):
+                faults.append(f"sequence {sequence} holds {held} tokens, its tape {said}")
+        if self._tiers is not None:
+            faults += self._tiers.audit()
+        return tuple(faults)
 
 
 def _weight(session: EngineSession) -> int:

@@ -19,11 +19,14 @@ from msgspec import Struct
 
 from modeld.errors import EngineProtocolError, InvalidRequestError, ModeldError, error_from_code
 from modeld.session.manifest import Manifest
-from modeld.session.values import SessionClass
+from modeld.session.values import ModelRef, Overflow, SessionClass, SessionConfig
 from modeld.thinking import ThinkLevel
 from modeld.types import DecodeOptions, Message, ReuseReason, StreamPart, Tool
 
 MAX_FRAME = 64 * 2**20
+MAX_STATE = 32 * 2**20
+"""Bytes of a session's state. A larger one is not told, and so does not outlive its engine."""
+
 CREDIT = 512
 """Tokens a stream may be ahead of its reader."""
 
@@ -39,7 +42,7 @@ class Load(Struct, frozen=True, tag="load"):
     :param sequences: sequence ids; more sessions than these share them in turns.
     :param threads: 0 is the engine's choice. :param gpu_layers: -1 is all.
     :param ram: bytes of main memory for KV that leaves the engine; 0: it is lost.
-    :param disk: bytes of files for KV that leaves main memory; 0: none are written or read.
+    :param disk: bytes of files for KV that leaves main memory; 0, or ``ram`` 0: none are written or read.
     :param kv_folder: where those files lie; made when the first is written.
     """
 
@@ -64,6 +67,7 @@ class Open(Struct, frozen=True, tag="open"):
     :param tape: what the session held in an earlier engine; its KV is gone. :param lost: why.
     :param lost_detail: the same in words, where the reason does not say all.
     :param state: what an engine told of it in a :class:`State`; one that cannot be used is as none.
+    :param stale: the session was used after that state was told: its text is a past of the session, nothing more.
     """
 
     session: int
@@ -72,16 +76,21 @@ class Open(Struct, frozen=True, tag="open"):
     session_class: SessionClass = "main"
     pin: bool = False
     state: bytes = b""
+    stale: bool = False
     lost_detail: str = ""
 
 
 class Prefix(Struct, frozen=True, tag="prefix"):
-    """:meth:`modeld.session.Session.ensure_prefix`."""
+    """:meth:`modeld.session.Session.ensure_prefix`.
+
+    :param client: who asks, for this and all that compute: clients take turns (:mod:`modeld.engine.line`).
+    """
 
     id: int
     session: int
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...] = ()
+    client: str = ""
 
 
 class Suffix(Struct, frozen=True, tag="suffix"):
@@ -91,15 +100,18 @@ class Suffix(Struct, frozen=True, tag="suffix"):
     session: int
     messages: tuple[Message, ...]
     think: ThinkLevel = "auto"
+    overflow: Overflow = "error"
+    client: str = ""
 
 
 class Decode(Struct, frozen=True, tag="decode"):
-    """:meth:`modeld.session.Session.decode`."""
+    """:meth:`modeld.session.Session.decode`. A full window is what it was to the call that it goes on from."""
 
     id: int
     session: int
     options: DecodeOptions
     credit: int = CREDIT
+    client: str = ""
 
 
 class Turn(Struct, frozen=True, tag="turn"):
@@ -112,6 +124,8 @@ class Turn(Struct, frozen=True, tag="turn"):
     tools: tuple[Tool, ...] = ()
     think: ThinkLevel = "auto"
     credit: int = CREDIT
+    overflow: Overflow = "error"
+    client: str = ""
 
 
 class Explain(Struct, frozen=True, tag="explain"):
@@ -122,11 +136,16 @@ class Explain(Struct, frozen=True, tag="explain"):
 
 
 class Snapshot(Struct, frozen=True, tag="snapshot"):
-    """Write the session's state to ``path``, which must not exist yet."""
+    """Write the session's state to ``path``, which must not exist yet.
+
+    :param ref: the model and :param config: how the session was opened, as the file shall name them.
+    """
 
     id: int
     session: int
     path: str
+    ref: ModelRef
+    config: SessionConfig
 
 
 class Restore(Struct, frozen=True, tag="restore"):
@@ -172,6 +191,12 @@ class Settle(Struct, frozen=True, tag="settle"):
     seconds: float
 
 
+class Audit(Struct, frozen=True, tag="audit"):
+    """Count again what is held; answered, between two steps, with a tuple of sentences: what was wrong."""
+
+    id: int
+
+
 class Cancel(Struct, frozen=True, tag="cancel"):
     """End request ``id`` at the next step border, or inside a step where the backend can."""
 
@@ -186,7 +211,7 @@ class Credit(Struct, frozen=True, tag="credit"):
 
 
 SessionRequest = Prefix | Suffix | Decode | Turn | Explain | Snapshot | Restore | Fork | Forget
-Request = Load | Open | SessionRequest | Kept | Settle | Cancel | Credit
+Request = Load | Open | SessionRequest | Kept | Settle | Audit | Cancel | Credit
 
 
 class Device(Struct, frozen=True, omit_defaults=True):
@@ -280,7 +305,8 @@ class Held(Struct, frozen=True, tag="held"):
     """What the engine holds now, of all sessions. Sent when it has changed, before the end of a request at the latest.
 
     :param cells: in use; those that sessions share are counted once.
-    :param ram: bytes of KV in main memory that can come back. :param disk: likewise, in files.
+    :param ram: bytes of KV in main memory that can come back. :param disk: likewise, in files, those of other models
+        included; only what is complete.
     """
 
     cells: int = 0
@@ -291,11 +317,13 @@ class Held(Struct, frozen=True, tag="held"):
 class State(Struct, frozen=True, tag="state"):
     """All of a session but its KV, for :attr:`Open.state` of a later engine. Sent when a changed session rests.
 
-    :param state: opaque to the node.
+    :param state: opaque to the node. :param after: the last request that the engine had taken; a later one may have
+        changed the session since.
     """
 
     session: int
     state: bytes
+    after: int = 0
 
 
 Reply = Hello | Ready | Parts | Done | Failed | Evicted | Held | State

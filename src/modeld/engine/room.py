@@ -52,29 +52,42 @@ class Room:
     def follow(self, job: Job) -> None:
         """Find who computes a beginning that the job needs too. Leaders are older, so nobody waits in a circle."""
         job.leader, job.common = None, 0
-        if job.decoding or not self._shares:
+        if job.decoding:
             return
         for other in self._active:
             if other is job:
                 break
             if not other.decoding:
                 common = shared_length(job.target[: job.reusable], other.target)
+                if not self._shares:
+                    # It can be had only where the other's state is kept, and not where there is more already.
+                    places = [place for place in other.places if self._pool.stored(job.wanted) < place <= common]
+                    common = max(places, default=0)
                 if common > max(job.common, job.session.hot, other.session.hot):
                     job.leader, job.common = other, common
 
     def seat_again(self, job: Job) -> None:
         """Its leader has come far enough, or it lost its KV: take what is there now."""
         before = min(job.session.hot, job.reusable)
-        job.reused += min(self._pool.seat(job.session, job.wanted), job.reusable) - before
+        gained = min(self._pool.seat(job.session, job.wanted), job.reusable) - before
+        if gained < 0:
+            # All of it made way for a longer state in RAM.
+            job.reused = job.restored = gained = 0
+        job.reused += gained
+        job.warm = True
         self.follow(job)
 
     def restore(self, job: Job) -> bool:
-        """Bring a block back from RAM, one in a step; ``False``: there is none."""
+        """Bring a block back from RAM, one in a step, or wait for a file to be read; ``False``: there is none."""
         if not job.warm:
             return False
+        job.awaits = self._pool.fetch(job.session, job.wanted)
+        if job.awaits is not None:
+            return True
         before = min(job.session.hot, job.reusable)
         if self._pool.restore_next(job.session, job.wanted):
             job.restored += min(job.session.hot, job.reusable) - before
+            job.brought.add(before, min(job.session.hot, job.reusable))
             return True
         job.warm = False
         # What others had of it is no loss of this session's.

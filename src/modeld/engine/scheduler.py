@@ -1,7 +1,8 @@
 """The loop that owns the backend: one thread, one batch at a time.
 
-Each step holds one token for every stream that decodes, then chunks of prompts up to a budget. Between steps requests
-are taken, and jobs are started, cancelled and finished. Within a session they run one after the other, in their order.
+Each step holds one token for every stream that decodes, then pieces of prompts (:mod:`modeld.engine.batch`). Between
+steps requests are taken, and jobs are started, cancelled and finished. Within a session they run one after the other,
+in their order; of several sessions :mod:`modeld.engine.admission` says which is next.
 
 What a step did not finish is not on any tape: after an aborted or failed step each sequence in it is cut back to what
 its session held before. A cancelled prefill therefore keeps the whole steps it has done, and nothing else.
@@ -15,14 +16,20 @@ from contextlib import suppress
 from time import monotonic
 
 from modeld.engine import administration
-from modeld.engine.backend import Backend, Slice, StepResult
+from modeld.engine.admission import Admission
+from modeld.engine.ahead import Ahead
+from modeld.engine.backend import Backend, StepResult
+from modeld.engine.batch import Batches, Entry
+from modeld.engine.checkpoints import Checkpoints
 from modeld.engine.control import Control
-from modeld.engine.explain import kv_gone, why_stopped
+from modeld.engine.explain import cannot_rewind, kv_gone, why_stopped
 from modeld.engine.housekeeping import Housekeeping
 from modeld.engine.job import Job, Stream
 from modeld.engine.pool import Pool
-from modeld.engine.prompts import Prompts, close_answer
+from modeld.engine.progress import Heartbeat, progress, unheard
+from modeld.engine.prompts import Prompts, close_answer, slide_under, what_left
 from modeld.engine.protocol import (
+    Audit,
     Cancel,
     Credit,
     Decode,
@@ -35,20 +42,24 @@ from modeld.engine.protocol import (
     Load,
     Open,
     Parts,
-    Prefix,
     Reply,
     Request,
+    Restore,
     Settle,
-    Suffix,
+    Snapshot,
     Turn,
     encode_result,
 )
+from modeld.engine.results import end_part, status
 from modeld.engine.room import Room
 from modeld.engine.session import EngineSession, shared_length
+from modeld.engine.snapshot_jobs import SnapshotJobs
+from modeld.engine.states import States
+from modeld.engine.tiers import open_tiers
+from modeld.engine.transfers import WAKE, Disk, Transfers
 from modeld.errors import CancelledError, CapacityError, EngineProtocolError, ModeldError, SessionFatalError
-from modeld.session.manifest import Manifest, token_hash
-from modeld.session.values import PrefixStatus, SuffixStatus
-from modeld.types import EndPart, FinishReason, ProgressPart
+from modeld.session.manifest import Manifest
+from modeld.types import FinishReason, Message, ProgressPart, WarningPart
 
 FLUSH_SECONDS = 0.030
 """A stream's frame waits this long for more tokens; the first one does not wait.
@@ -56,15 +67,6 @@ FLUSH_SECONDS = 0.030
 Node and client need the processor for each frame. On two cores that also compute the model, 100 frames a second cost
 9 % of the 90m shape's decode rate and 33 cost less than 1 %.
 """
-
-STALL_SECONDS = 0.1
-"""How long a chunk of somebody's prompt may hold up running streams."""
-
-MIN_CHUNK = 16
-MIN_SHARE = 64
-"""Tokens of one prompt in a step at least: smaller pieces waste the matrix products."""
-
-Entry = tuple[Job, Slice]
 
 
 class Scheduler:
@@ -91,26 +93,31 @@ class Scheduler:
         self._send = send
         self._inbox = inbox
         self._control = control
-        self._pool = Pool(backend, load, send)
+        tiers = open_tiers(load, manifest.digest, lambda: inbox.put(WAKE)) if backend.shares else None
+        states = Checkpoints(load.ram) if load.ram and not backend.shares else None
+        self._pool = Pool(backend, load, send, tiers or states)
         self._active: list[Job] = []
         self._room = Room(self._pool, self._active, shares=backend.shares)
-        # Sessions whose first job may be started now, and those for which there was no sequence id.
-        self._fresh: list[EngineSession] = []
-        self._starved: list[EngineSession] = []
-        self._housekeeping = Housekeeping(self._pool, send)
-        self._seconds_per_token = 0.0
+        self._admission = Admission(self._pool, self._active)
+        self._batches = Batches(self._room, load.batch)
+        self._ahead = Ahead(self._pool, prompts, backend)
+        self._states = States(self._pool, manifest, send)
+        self._housekeeping = Housekeeping(self._pool, self._ahead, self._states, tiers, send)
+        self._heartbeat = Heartbeat(self._tell_waiting)
+        disk = Disk(lambda: inbox.put(WAKE))
+        self._transfers = Transfers(SnapshotJobs(self._pool, backend, load, manifest, disk).steps)
 
     def run(self) -> None:
         """Serve for ever; the process ends when the node's end of the socket closes."""
+        self._heartbeat.start()
         while True:
             self.iterate()
 
     def iterate(self) -> None:
         """Take requests, start jobs, do one step. Waits for a request while there is nothing else to do."""
         self._take_requests()
-        fresh, self._fresh = self._fresh, []
-        for session in fresh:
-            self._start_next(session)
+        self._start_waiting()
+        self._transfer()
         self._step()
         if self._active:
             self._housekeeping.beside()
@@ -121,23 +128,29 @@ class Scheduler:
         while True:
             while not self._inbox.empty():
                 self._take(self._inbox.get())
-            if self._fresh or any(job.runnable for job in self._active):
+            self._housekeeping.collect()
+            if self._admission.ready or self._transfers.ready or any(job.runnable for job in self._active):
                 return
             for job in self._active:
                 self._flush(job)
-            if self._room.stalled() is not None and (self._starved or any(job.parked for job in self._active)):
+            if self._room.stalled() is not None and (
+                self._admission.waiting or any(job.parked for job in self._active)
+            ):
                 # Who waits for room need not wait for a reader that takes nothing.
                 self._try_again()
                 continue
+            wait = self._housekeeping.idle()
             with suppress(queue.Empty):
-                self._take(self._inbox.get(timeout=self._housekeeping.idle()))
+                with self._heartbeat.resting():
+                    request = self._inbox.get(timeout=wait)
+                self._take(request)
 
     def _take(self, request: Request) -> None:
         match request:
             case Load():
                 raise EngineProtocolError("this engine has its model already; another one needs another engine")
             case Open():
-                self._pool.open(request)
+                self._states.open(request)
             case Credit(id=id_, tokens=tokens):
                 for job in self._active:
                     if job.id == id_ and job.stream is not None:
@@ -149,14 +162,18 @@ class Scheduler:
             case Settle(id=id_, seconds=seconds):
                 self._housekeeping.settle(seconds)
                 self._send(Done(id_, 0, encode_result(None)))
+            case Audit(id=id_):
+                self._housekeeping.tell()
+                self._send(Done(id_, 0, encode_result(self._pool.audit())))
             case _:
+                self._states.taken = request.id
                 job = Job(request, self._pool.get(request.session))
                 if isinstance(request, Explain):
                     self._administer(job)
                     return
                 job.session.jobs.append(job)
                 if len(job.session.jobs) == 1:
-                    self._fresh.append(job.session)
+                    self._admission.add(job.session)
 
     def _cancel(self, id_: int) -> None:
         for session in self._pool.sessions.values():
@@ -169,24 +186,43 @@ class Scheduler:
 
     def _administer(self, job: Job) -> None:
         try:
-            result = administration.perform(job, self._pool, self._backend, self._load, self._manifest)
+            result = administration.perform(job, self._pool, self._load, self._manifest)
         except ModeldError as error:
             self._fail(job, error)
         else:
             self._reply(job, result)
 
+    def _transfer(self) -> None:
+        if (ended := self._transfers.step()) is not None:
+            job, outcome = ended
+            if isinstance(outcome, ModeldError):
+                self._fail(job, outcome)
+            else:
+                self._reply(job, outcome)
+
     # Starting
 
+    def _start_waiting(self) -> None:
+        for job in self._admission.take():
+            if not self._admission.lets(job):
+                self._admission.wait(job.session)
+                continue
+            self._start_next(job.session)
+            if job in self._active:
+                self._admission.started(job)
+
     def _start_next(self, session: EngineSession) -> None:
-        if not session.jobs or session.jobs[0] in self._active:
-            return
         job = session.jobs[0]
+        if job in self._transfers:
+            return
         if session.fatal and not isinstance(job.request, Forget):
             self._fail(job, SessionFatalError(f"{session.fatal}; open the session again to start anew"))
+        elif isinstance(job.request, Snapshot | Restore):
+            self._transfers.add(job)
         elif not job.computes:
             self._administer(job)
         elif not self._room.may_compute(session, newcomer=True):
-            self._starved.append(session)
+            self._admission.wait(session)
         else:
             try:
                 if not job.target:
@@ -194,7 +230,7 @@ class Scheduler:
                 if self._room.admits(job):
                     self._start(job)
                 else:
-                    self._starved.append(session)
+                    self._admission.wait(session)
             except ModeldError as error:
                 self._fail(job, error)
 
@@ -208,10 +244,18 @@ class Scheduler:
             tape, gone = session.remembered, session.gone
             shared = shared_length(tape, job.target)
             stop = why_stopped(session, job.prompt, shared)
+            if job.prompt is not None and job.prompt.replaces:
+                # Not as a branch, nor to RAM.
+                self._pool.cut(session, shared)
             job.reused = self._pool.seat(session, job.target[: job.reusable])
-            job.promised = max(job.reused, self._pool.in_ram(job.target[: job.reusable]))
-            if gone is not None and job.promised < min(shared, job.reusable):
-                stop = kv_gone(session, gone, job.promised, len(tape) - job.promised)
+            wanted = job.target[: job.reusable]
+            job.promised = max(job.reused, self._pool.stored(wanted))
+            job.places = self._pool.places_to_keep(wanted, (*job.places, shared), job.promised)
+            if job.promised < min(shared, job.reusable):
+                if gone is not None:
+                    stop = kv_gone(session, gone, job.promised, len(tape) - job.promised)
+                else:
+                    stop = cannot_rewind(stop, job.promised)
                 shared = job.promised
             job.blame(stop, tape)
             job.dropped = len(tape) - shared
@@ -223,15 +267,19 @@ class Scheduler:
             seed = self._prompts.seed(options)
             sampler = self._backend.sampler(options, seed, job.target)
             job.stream = Stream(options, seed, job.request.credit, sampler, self._prompts.parser(job))
+            if job.prompt is not None:
+                job.stream.parts += what_left(job)
         self._room.follow(job)
         self._active.append(job)
-        if job.stream is None and not job.remaining:
+        if job.complete:
             self._prefilled(job)
 
     # Steps
 
     def _step(self) -> None:
-        entries = self._compose()
+        entries = self._batches.compose(self._active)
+        for job in [job for job in self._active if job.complete]:
+            self._prefilled(job)
         result = StepResult.NO_SPACE
         while entries and result is StepResult.NO_SPACE:
             self._flush_before(entries)
@@ -244,37 +292,6 @@ class Scheduler:
                 self._settle([entry], self._compute([entry]))
         else:
             self._settle(entries, result)
-
-    def _compose(self) -> list[Entry]:
-        """The next batch: streams first, a token each, then prompts in the order they came."""
-        ready = []
-        for job in [job for job in self._active if job.runnable]:
-            if not self._room.may_compute(job.session):
-                job.parked = True
-            elif not job.waits:
-                if job.session.sequence is None or job.leader is not None:
-                    self._room.seat_again(job)
-                if not self._room.restore(job):
-                    ready.append(job)
-        streams = [job for job in ready if job.next_token is not None]
-        budget = self._load.batch
-        if streams and self._seconds_per_token:
-            budget = min(budget, max(MIN_CHUNK, int(STALL_SECONDS / self._seconds_per_token)) + len(streams))
-        prompts = [job for job in ready if job.next_token is None]
-        # The oldest prompt goes on in each step; beside it the shortest, which need not wait for the long ones.
-        prompts[1:] = sorted(prompts[1:], key=lambda job: len(job.remaining))
-        share = max(MIN_SHARE, (budget - len(streams)) // max(1, len(prompts)))
-        entries: list[Entry] = []
-        for job in streams + prompts:
-            if budget <= 0:
-                break
-            tokens = job.remaining
-            chunk = tokens[: min(budget, share)]
-            budget -= len(chunk)
-            assert job.session.sequence is not None
-            wanted = len(chunk) == len(tokens) and job.stream is not None
-            entries.append((job, Slice(job.session.sequence, job.session.hot, chunk, wanted)))
-        return entries
 
     def _flush_before(self, entries: list[Entry]) -> None:
         """Tokens that are ready do not wait for a long step, nor longer than a reader would notice."""
@@ -290,28 +307,31 @@ class Scheduler:
             return StepResult.ABORTED
         began = monotonic()
         try:
-            result = self._backend.step([part for _, part in entries])
+            with self._heartbeat.resting():
+                result = self._backend.step([part for _, part in entries])
         finally:
             if alone is not None:
                 self._control.end()
         if result is StepResult.OK:
-            self._measure(sum(len(part.tokens) for _, part in entries), monotonic() - began)
+            seconds = monotonic() - began
+            self._batches.computed(entries, seconds)
+            self._housekeeping.measured(sum(len(part.tokens) for _, part in entries), seconds)
             row = 0
             for job, part in entries:
+                fed = job.next_token is None
                 self._pool.extended(job.session, part.tokens)
+                if fed:
+                    job.took(len(part.tokens))
+                if job.session.hot in job.places:
+                    self._pool.keep(job.session)
                 if part.logits:
                     self._sample(job, row)
                     row += 1
         elif result is not StepResult.NO_SPACE:
             for job, _ in entries:
                 if not self._pool.cut(job.session, job.session.hot):
-                    job.lost_kv("evicted")
+                    job.lost_kv("cannot_rewind")
         return result
-
-    def _measure(self, tokens: int, seconds: float) -> None:
-        if tokens >= 2 * MIN_CHUNK:
-            rate = seconds / tokens
-            self._seconds_per_token = (self._seconds_per_token + rate) / 2 if self._seconds_per_token else rate
 
     def _make_room(self, entries: list[Entry]) -> list[Entry]:
         """The batch did not fit: free cells, or leave a job for later.
@@ -334,7 +354,10 @@ class Scheduler:
             # Two that grew side by side: the younger gives its cells back and is computed again afterwards.
             self._room.preempt(younger)
             return entries
-        if job.decoding:
+        if self._transfers:
+            # What a snapshot holds can leave when it is done.
+            job.parked = True
+        elif job.decoding:
             self._finish(job, "context_full")
         else:
             self._fail(
@@ -351,8 +374,7 @@ class Scheduler:
         """Something changed: who waits for room may look again."""
         for job in self._active:
             job.parked = False
-        self._fresh += self._starved
-        self._starved = []
+        self._admission.try_again()
 
     def _settle(self, entries: list[Entry], result: StepResult) -> None:
         for job, _ in entries:
@@ -369,8 +391,7 @@ class Scheduler:
                 if not job.remaining:
                     self._prefilled(job)
                 elif job.stream is not None:
-                    cached = job.reused + job.restored
-                    job.stream.parts.append(ProgressPart(cached, job.session.hot, len(job.target)))
+                    job.stream.parts.append(self._progress(job))
 
     def _sample(self, job: Job, row: int) -> None:
         """Take the next token of a stream, and see whether it was the last."""
@@ -379,6 +400,7 @@ class Scheduler:
         if not job.decoding:
             job.prefilled_at = monotonic()
             job.generated_from, job.text_from = len(session.ids), len(session.text)
+        job.again = False
         token = stream.sampler.sample(row)
         if self._backend.is_end(token) and not stream.options.ignore_eos:
             self._finish(job, "stop")
@@ -391,42 +413,32 @@ class Scheduler:
             self._finish(job, "stop", matched)
         elif stream.count == stream.options.max_tokens:
             self._finish(job, "length")
-        elif len(session.ids) > self._load.window:
+        elif len(session.ids) > self._load.window and not self._slides(job, stream):
             self._finish(job, "context_full")
-        elif job.stalled and self._starved:
+        elif job.stalled and self._admission.waiting:
             # What it holds may go to those who wait for room.
             self._try_again()
+
+    def _slides(self, job: Job, stream: Stream) -> bool:
+        """The window is full: let turns leave, and compute what is left again. ``False``: the answer ends here."""
+        try:
+            session = job.session
+            prompt = self._prompts.slide(session, job.generated_from, job.text_from) if session.shifts else None
+        except ModeldError as error:
+            stream.parts.append(WarningPart("shift_failed", f"no turn left the full window: {error.message}"))
+            return False
+        if prompt is None:
+            return False
+        slide_under(job, prompt, self._pool)
+        stream.parts += what_left(job)
+        return True
 
     # Ending
 
     def _prefilled(self, job: Job) -> None:
         """A job that only computes has all its tokens in the KV."""
         job.prefilled_at = monotonic()
-        session = job.session
-        session.logical = len(job.target)
-        receipt = job.receipt(self._load.window)
-        available = self._load.window - len(job.target)
-        if isinstance(job.request, Prefix):
-            session.stable, session.stable_tools, session.volatile = job.request.messages, job.request.tools, ()
-            session.prefix_tokens = len(job.target)
-            status: PrefixStatus | SuffixStatus = PrefixStatus(
-                receipt=receipt,
-                prefix_tokens=len(job.target),
-                available=available,
-                prefix_token_hash=token_hash(job.target),
-                manifest_digest=self._manifest.digest,
-            )
-        else:
-            assert isinstance(job.request, Suffix)
-            session.volatile += job.request.messages
-            status = SuffixStatus(
-                receipt=receipt,
-                prefix_tokens=session.prefix_tokens,
-                suffix_tokens=len(job.target) - session.prefix_tokens,
-                available=available,
-                manifest_digest=self._manifest.digest,
-            )
-        self._reply(job, status)
+        self._reply(job, status(job, self._load, self._manifest))
 
     def _finish(self, job: Job, reason: FinishReason, matched: str = "") -> None:
         """Close a stream: what was held back goes out, the answer becomes a span of the text, the end part follows."""
@@ -437,18 +449,12 @@ class Scheduler:
                 reason, matched = "stop", job.stream.matcher.matched
             if job.decoding:
                 close_answer(job, self._pool, cut=bool(matched))
+                if job.stream.thought and not job.stream.called:
+                    self._ahead.answered(job.session, Message("assistant", "".join(job.stream.said)))
             self._flush(job)
             if job.stream.called and reason == "stop":
                 reason = "tool_calls"
-        end = EndPart(
-            finish_reason=reason,
-            usage=job.usage(),
-            receipt=job.receipt(self._load.window),
-            model=self._load.name,
-            seed=job.stream.seed if job.stream is not None and job.stream.options.temperature else None,
-            stop=matched,
-        )
-        self._reply(job, end)
+        self._reply(job, end_part(job, self._load, reason, matched))
 
     def _finish_cancelled(self, job: Job) -> None:
         if isinstance(job.request, Turn | Decode):
@@ -462,11 +468,25 @@ class Scheduler:
             parts, tokens = job.stream.take()
             self._send(Parts(job.id, job.frame(), parts, tokens))
 
+    def _tell_waiting(self) -> None:
+        """Each stream whose text cannot come soon hears where it stands."""
+        if late := unheard(job for session in self._pool.sessions.values() for job in session.jobs):
+            queue_ = self._admission.queue()
+            for job in late:
+                position = queue_.index(job) + 1 if job in queue_ else 0
+                self._send(Parts(job.id, job.frame(), (self._progress(job, position),), 0))
+
+    def _progress(self, job: Job, position: int = 0) -> ProgressPart:
+        job.told = monotonic()
+        return progress(job, position, self._batches.cost.dearer)
+
     def _reply(self, job: Job, result: object) -> None:
         self._leave(job)
         tapes = [self._pool.tape(job.session)]
         if isinstance(job.request, Fork):
-            tapes.append(self._pool.tape(self._pool.get(job.request.target)))
+            target = self._pool.get(job.request.target)
+            self._states.touched(target)
+            tapes.append(self._pool.tape(target))
         self._housekeeping.tell()
         self._send(Done(job.id, job.frame(), encode_result(result), tuple(tapes)))
 
@@ -482,11 +502,14 @@ class Scheduler:
         job.over = True
         if job in self._active:
             self._active.remove(job)
+        self._transfers.drop(job)
         if job.stream is not None:
             job.stream.sampler.close()
         if job in session.jobs:
             session.jobs.remove(job)
         session.last_used = monotonic()
+        if not isinstance(job.request, Explain | Snapshot):
+            self._states.touched(session)
         self._control.forget(job.id)
         self._try_again()
-        self._fresh.append(session)
+        self._admission.add(session)

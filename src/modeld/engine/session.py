@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from modeld.engine.backend import Vocabulary
+from modeld.engine.overflow import Left
 from modeld.session.values import SessionClass
 from modeld.thinking import ThinkLevel
 from modeld.types import Message, Receipt, ReuseReason, Tool
@@ -25,15 +26,29 @@ class Span(Struct, frozen=True):
     byte_end: int
     thinking: bool
 
+    def moved(self, tokens: int, size: int) -> Span:
+        """The same answer so many tokens and bytes further on."""
+        token_start, token_end = self.token_start + tokens, self.token_end + tokens
+        return Span(token_start, token_end, self.byte_start + size, self.byte_end + size, self.thinking)
+
 
 class Prompt(Struct, frozen=True):
-    """A conversation as the model shall see it."""
+    """A conversation as the model shall see it.
+
+    :param left: messages of it that are not among ``messages``. :param shifts: more may leave when the window is full.
+    :param answer: what ``ids`` and ``text`` end in where the answer to it has begun already.
+    :param replaces: the tape is of this conversation before turns left it: no call will need its end again.
+    """
 
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...]
     think: ThinkLevel
     text: bytes
     ids: list[int]
+    left: Left | None = None
+    shifts: bool = False
+    answer: Span | None = None
+    replaces: bool = False
 
 
 class EngineSession:
@@ -58,9 +73,14 @@ class EngineSession:
         self.stable: tuple[Message, ...] = ()
         self.stable_tools: tuple[Tool, ...] = ()
         self.volatile: tuple[Message, ...] = ()
+        # What is not among the messages though the conversation has it, and whether more may leave.
+        self.left: Left | None = None
+        self.shifts = False
         self.prefix_tokens = 0
         # Tokens that a decode continues from; None while a prefill was cut short.
         self.logical: int | None = None
+        # An engine ended before it told of the last call: what was said is not known, only some of the tape.
+        self.unsure = False
         # Why KV that was there is not, and how much of it.
         self.lost: ReuseReason | None = None
         self.lost_tokens = 0
@@ -71,6 +91,8 @@ class EngineSession:
         self.last_used = 0.0
         self.last_receipt: Receipt | None = None
         self.prefill_calls = self.prefill_tokens = self.decode_calls = self.decode_tokens = 0
+        # Computed before it was asked for.
+        self.ahead_tokens = 0
         self.fatal = ""
 
     @property
@@ -111,7 +133,15 @@ class EngineSession:
         self.text = bytearray(prompt.text)
         self.hot = reused
         self.messages, self.tools, self.think = prompt.messages, prompt.tools, prompt.think
-        self.lost, self.lost_tokens, self.lost_detail = None, 0, ""
+        self.left, self.shifts = prompt.left, prompt.shifts
+        if prompt.answer is not None:
+            self.spans.append(prompt.answer)
+        self.lost, self.lost_tokens, self.lost_detail, self.unsure = None, 0, "", False
+
+    def answer_before(self, token: int, byte: int) -> Span | None:
+        """The answer that ends there: what follows goes on with it."""
+        last = self.spans[-1] if self.spans else None
+        return last if last is not None and (last.token_end, last.byte_end) == (token, byte) else None
 
     def lose(self, reason: ReuseReason) -> None:
         """The KV is gone. What it held is remembered for the next receipt."""
@@ -125,7 +155,8 @@ class EngineSession:
         self.ids, self.text, self.spans = list(other.ids), bytearray(other.text), list(other.spans)
         self.messages, self.tools, self.think = other.messages, other.tools, other.think
         self.stable, self.stable_tools, self.volatile = other.stable, other.stable_tools, other.volatile
-        self.prefix_tokens, self.logical = other.prefix_tokens, other.logical
+        self.prefix_tokens, self.logical, self.unsure = other.prefix_tokens, other.logical, other.unsure
+        self.left, self.shifts = other.left, other.shifts
         self.lost, self.lost_tokens, self.hot, self.synced, self.fatal = None, 0, 0, 0, ""
 
     @property

@@ -1,27 +1,37 @@
 """Snapshot files: a session's conversation and its KV, which prove themselves before they are used.
 
-Layout: an 18-byte magic, the header's length (4 bytes, big-endian), the header (msgpack of :class:`SavedSession`), and
-the backend's state to the end of the file. The name of a snapshot is the SHA-256 of the whole file.
+:mod:`modeld.session.snapshot_file` has the layout. Writer and reader belong to the thread that does files; they wait
+for the disk.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-import struct
 from pathlib import Path
+from typing import BinaryIO, Final
 
 import msgspec
 from msgspec import Struct
 
+from modeld.engine.overflow import Left
 from modeld.engine.session import EngineSession, Span
-from modeld.errors import ManifestMismatchError, SnapshotNotFoundError
-from modeld.session.manifest import Manifest
+from modeld.errors import CancelledError, ManifestMismatchError, ModeldError, SnapshotNotFoundError, StorageError
+from modeld.session.manifest import Manifest, token_hash
+from modeld.session.snapshot_file import (
+    CHUNK,
+    MAGIC,
+    MAX_SESSION,
+    Frame,
+    SnapshotCheck,
+    SnapshotHead,
+    frame_of,
+)
 from modeld.thinking import ThinkLevel
 from modeld.types import Message, Tool
 
-MAGIC = b"modeld snapshot 1\n"
-_LENGTH = struct.Struct(">I")
+_UNREADABLE: Final = (msgspec.MsgspecError, ModeldError, ValueError, OverflowError, RecursionError)
 
 
 class SavedSession(Struct, frozen=True, kw_only=True):
@@ -40,6 +50,8 @@ class SavedSession(Struct, frozen=True, kw_only=True):
     volatile: tuple[Message, ...]
     prefix_tokens: int
     logical: int | None
+    left: Left | None = None
+    shifts: bool = False
 
     @classmethod
     def of(cls, session: EngineSession, manifest: Manifest) -> SavedSession:
@@ -58,6 +70,8 @@ class SavedSession(Struct, frozen=True, kw_only=True):
             volatile=session.volatile,
             prefix_tokens=session.prefix_tokens,
             logical=session.logical,
+            left=session.left,
+            shifts=session.shifts,
         )
 
     def put_into(self, session: EngineSession) -> None:
@@ -67,49 +81,193 @@ class SavedSession(Struct, frozen=True, kw_only=True):
         session.think, session.stable, session.volatile = self.think, self.stable, self.volatile
         session.stable_tools = self.stable_tools
         session.prefix_tokens, session.logical = self.prefix_tokens, self.logical
-        session.lost, session.lost_tokens, session.synced = None, 0, 0
+        session.left, session.shifts = self.left, self.shifts
+        session.lost, session.lost_tokens, session.synced, session.unsure = None, 0, 0, False
 
 
-def write_snapshot(path: str, saved: SavedSession, state: bytes) -> tuple[str, int]:
-    """Write a new file and flush it to the disk.
+class SnapshotWriter:
+    """Writes a new file at ``path``, piece by piece. What is not finished must be discarded.
 
-    :returns: the file's SHA-256 and its size in bytes.
-    :raises SnapshotNotFoundError: it could not be written; nothing is left behind.
+    :raises StorageError: from each method: the disk is full or fails.
     """
-    header = msgspec.msgpack.encode(saved)
-    pieces = (MAGIC, _LENGTH.pack(len(header)), header, state)
-    sha = hashlib.sha256()
-    try:
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            for piece in pieces:
-                sha.update(piece)
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        Path(path).unlink(missing_ok=True)
-        raise SnapshotNotFoundError(f"the snapshot could not be written: {error.strerror}", id="") from error
-    return sha.hexdigest(), sum(map(len, pieces))
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._sum = hashlib.sha256()
+        self._size = 0
+
+    def begin(self, head: SnapshotHead, saved: SavedSession) -> None:
+        """Create the file, which must not be there yet, with all but the KV."""
+        session = msgspec.msgpack.encode(saved)
+        if len(session) > MAX_SESSION:
+            raise StorageError(
+                f"the session has {len(session)} bytes beside its KV, and a snapshot takes {MAX_SESSION}",
+                path=self._path,
+            )
+        try:
+            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise self._failed(error) from error
+        self._file = os.fdopen(fd, "wb")
+        self._write(MAGIC)
+        self.add(msgspec.msgpack.encode(head))
+        self.add(session)
+
+    def add(self, content: bytes) -> None:
+        """Write a frame."""
+        self._write(frame_of(content))
+        self._write(content)
+
+    def finish(self) -> tuple[str, int]:
+        """Flush it to the disk: its SHA-256, and its size in bytes."""
+        assert self._file is not None
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+        except OSError as error:
+            raise self._failed(error) from error
+        return self._sum.hexdigest(), self._size
+
+    def discard(self) -> None:
+        """Remove what there is of the file."""
+        if self._file is not None:
+            try:
+                self._file.close()
+            except OSError:
+                # What could not be flushed is not wanted.
+                pass
+            Path(self._path).unlink(missing_ok=True)
+
+    def _write(self, data: bytes) -> None:
+        assert self._file is not None
+        self._sum.update(data)
+        self._size += len(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> StorageError:
+        return storage_error("write the snapshot", self._path, error)
 
 
-def read_snapshot(path: str, digest: str) -> tuple[SavedSession, bytes]:
-    """Read a file that :func:`write_snapshot` made.
+class SnapshotReader:
+    """Reads a file that a :class:`SnapshotWriter` made. It stays open, so that what was verified is what is read.
 
-    :raises SnapshotNotFoundError: there is none.
-    :raises ManifestMismatchError: its content is not what ``digest`` says, or not a snapshot of this version.
+    :param digest: SHA-256 of the whole file.
+    """
+
+    def __init__(self, path: str, digest: str) -> None:
+        self._path = path
+        self._digest = digest
+        self._file: BinaryIO | None = None
+        self._blocks: list[Frame] = []
+        self.given_up = False
+        """Set by another thread: nobody waits for :meth:`verify` any more."""
+
+    def verify(self) -> tuple[SnapshotHead, SavedSession]:
+        """Read the whole file and check every byte of it.
+
+        :raises SnapshotNotFoundError: there is none. :raises StorageError: the disk fails.
+        :raises ManifestMismatchError: its content is not what ``digest`` says, or not a snapshot of this version.
+        """
+        try:
+            self._file = os.fdopen(os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb")
+            check = self._check(self._file)
+        except FileNotFoundError as error:
+            raise SnapshotNotFoundError(f"there is no snapshot {self._digest[:16]}", id=self._digest) from error
+        except OSError as error:
+            raise storage_error("read the snapshot", self._path, error) from error
+        head = check.finish()
+        _, session, *self._blocks = check.frames
+        return head, _decoded(self._read(session), head)
+
+    def block(self, index: int) -> bytes:
+        """The KV of a block, after :meth:`verify`.
+
+        :raises ManifestMismatchError: it is not what was verified. :raises StorageError: the disk fails.
+        """
+        return self._read(self._blocks[index])
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _check(self, file: BinaryIO) -> SnapshotCheck:
+        check, whole = SnapshotCheck(), hashlib.sha256()
+        flaw: ManifestMismatchError | None = None
+        while data := file.read(CHUNK):
+            if self.given_up:
+                raise CancelledError("the restore was cancelled")
+            whole.update(data)
+            try:
+                if flaw is None:
+                    check.feed(data)
+            except ManifestMismatchError as error:
+                flaw = error
+        if whole.hexdigest() != self._digest:
+            raise ManifestMismatchError(
+                f"snapshot {self._digest[:16]} is damaged: its checksum differs; remove it", field="checksum"
+            )
+        if flaw is not None:
+            raise flaw
+        return check
+
+    def _read(self, frame: Frame) -> bytes:
+        assert self._file is not None
+        content = bytearray()
+        try:
+            while len(content) < frame.size:
+                # Short reads are allowed; the frame is no longer than the file was.
+                data = os.pread(self._file.fileno(), frame.size - len(content), frame.offset + len(content))
+                if not data:
+                    break
+                content += data
+        except OSError as error:
+            raise storage_error("read the snapshot", self._path, error) from error
+        if hashlib.sha256(content).digest() != frame.sum:
+            raise ManifestMismatchError(f"snapshot {self._digest[:16]} was changed while it was read", field="checksum")
+        return bytes(content)
+
+
+def _decoded(data: bytes, head: SnapshotHead) -> SavedSession:
+    """All of the session but its KV, which agrees with itself and with the head.
+
+    :raises ManifestMismatchError: it does not.
     """
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise SnapshotNotFoundError(f"there is no snapshot {digest[:16]}: {error.strerror}", id=digest) from error
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise ManifestMismatchError(f"snapshot {digest[:16]} is damaged: its checksum differs", field="checksum")
-    start = len(MAGIC) + _LENGTH.size
-    if not data.startswith(MAGIC) or len(data) < start:
-        raise ManifestMismatchError(f"snapshot {digest[:16]} is of another version", field="version")
-    (size,) = _LENGTH.unpack_from(data, len(MAGIC))
-    try:
-        saved = msgspec.msgpack.decode(data[start : start + size], type=SavedSession)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise ManifestMismatchError(f"snapshot {digest[:16]} cannot be read: {error}", field="header") from error
-    return saved, data[start + size :]
+        saved = msgspec.msgpack.decode(data, type=SavedSession)
+    except _UNREADABLE as error:
+        raise ManifestMismatchError(f"the snapshot's session cannot be read: {error}", field="header") from None
+    if not _sound(saved) or saved.hot != head.tokens or saved.manifest != head.manifest:
+        raise ManifestMismatchError("the snapshot's session and its head contradict each other", field="header")
+    if token_hash(saved.ids[: saved.hot]) != head.tape_hash:
+        raise ManifestMismatchError("the snapshot's tokens are not those of its tape", field="tape_hash")
+    return saved
+
+
+def _sound(saved: SavedSession) -> bool:
+    """Every place that is named is there."""
+    tokens = byte = 0
+    for span in saved.spans:
+        if not tokens <= span.token_start <= span.token_end or not byte <= span.byte_start <= span.byte_end:
+            return False
+        tokens, byte = span.token_end, span.byte_end
+    count = len(saved.ids)
+    return (
+        max(tokens, saved.hot, saved.logical or 0) <= count
+        and byte <= len(saved.text)
+        and min(0, saved.hot, saved.prefix_tokens, saved.logical or 0) == 0
+        and min(saved.ids, default=0) >= 0
+        and max(saved.ids, default=0) < 2**31
+    )
+
+
+def storage_error(what: str, path: str, error: OSError) -> StorageError:
+    """``error`` as one of ours."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    reason = "the disk is full; free some of it and try again" if full else error.strerror or str(error)
+    return StorageError(f"cannot {what} in {os.path.dirname(path)!r}: {reason}", path=path)

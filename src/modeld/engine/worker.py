@@ -97,6 +97,7 @@ def _load(
         tokenizer_digest=backend.tokenizer_digest,
         add_bos=backend.add_bos,
         kv_type=request.kv_type,
+        kv_layout=backend.kv_layout,
     )
     facts = template.facts
     warnings = ("the model brings no chat template; ChatML is used",) if facts.default else ()

@@ -6,7 +6,9 @@ KV is counted for the context that llama.cpp really creates: one unified cache, 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -289,6 +291,18 @@ def ram_budget(free: int, plan: Plan) -> int:
     """
     left = free - (plan.required if plan.device == "cpu" else 0)
     return max(0, min(2 * 2**30, left // 4))
+
+
+def disk_budget(root: Path, kv_folder: Path) -> int:
+    """Bytes of files for KV: a quarter of what is free on the data root's file system, at most 8 GiB.
+
+    What such files take already counts as free: else the budget would shrink as it fills.
+    """
+    held = 0
+    for path in kv_folder.glob("*/*.kv"):
+        with suppress(OSError):  # It has gone meanwhile.
+            held += path.lstat().st_size
+    return min(8 * 2**30, (shutil.disk_usage(root).free + held) // 4)
 
 
 def free_memory(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> MemoryState:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from modeld.engine.protocol import (
+    Audit,
     Cancel,
     Credit,
     Decode,
@@ -40,7 +41,7 @@ from modeld.engine.protocol import (
     encode_request,
 )
 from modeld.errors import EngineCrashedError, EngineProtocolError, ModeldError
-from modeld.types import EndPart, StreamPart
+from modeld.types import EndPart, ProgressPart, StreamPart
 
 START_SECONDS = 60.0
 """An engine that does not say hello by then is ended. Importing a native library from a cold disk takes seconds."""
@@ -67,6 +68,8 @@ class EngineListener(Protocol):
     def held(self, held: Held) -> None: ...
 
     def session_state(self, state: State) -> None: ...
+
+    def asked(self, request: SessionRequest) -> None: ...
 
     def evicted(self, sessions: tuple[int, ...]) -> None: ...
 
@@ -131,6 +134,10 @@ class EngineStream:
             self._give_credit()
         if self._discard:
             return
+        if frame.parts and isinstance(frame.parts[0], ProgressPart):
+            # They come as long as the call waits, whether anybody reads or not: only the latest says something.
+            while self._parts and isinstance(self._parts[-1], ProgressPart):
+                self._parts.pop()
         self._parts.extend(frame.parts)
         self._wake.set()
 
@@ -202,16 +209,21 @@ class EngineProcess(asyncio.Protocol):
         self.send(request)
         return await self.ready
 
-    async def call(self, request: SessionRequest | Kept | Settle, type_: type[T]) -> T:
+    async def call(self, request: SessionRequest | Kept | Settle | Audit, type_: type[T]) -> T:
         """Ask, and wait for the one answer. Cancelling the wait cancels the request.
 
         :raises ModeldError: what the engine raised, or :class:`EngineCrashedError`.
         """
         self._require_alive()
+        return await self._ask(request, type_)
+
+    async def _ask(self, request: SessionRequest | Kept | Settle | Audit, type_: type[T]) -> T:
         data = encode_request(request)
         future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         self._calls[request.id] = future
         self._write(data)
+        if not isinstance(request, Kept | Settle | Audit):
+            self._listener.asked(request)
         try:
             done = await future
         except asyncio.CancelledError:
@@ -228,6 +240,7 @@ class EngineProcess(asyncio.Protocol):
         stream = EngineStream(self, request.id)
         self._streams[request.id] = (stream, finish)
         self._write(data)
+        self._listener.asked(request)
         return stream
 
     def tell(self, request: Open) -> None:
@@ -237,7 +250,24 @@ class EngineProcess(asyncio.Protocol):
     def refuse(self, error: ModeldError) -> None:
         """End all that runs and refuse all that comes with ``error``. The process is left to :meth:`stop`."""
         self._refusal = error
+        for id_ in (*self._calls, *self._streams):
+            self.send(Cancel(id_))
         self._fail_all(error)
+
+    async def settle(self, seconds: float) -> None:
+        """Before :meth:`stop`: let it put what is worth keeping where that survives, for at most ``seconds``.
+
+        One that is dead, or does not answer, is not an error: then what it told of before is all there is.
+        """
+        if not self.alive:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._ask(Settle(self.next_id(), seconds), type(None))
+        except TimeoutError:
+            log.warning("engine %d did not settle within %g s", self.pid, seconds)
+        except ModeldError as error:
+            log.info("engine %d did not settle: %s", self.pid, error)
 
     async def stop(self) -> None:
         """End the process and wait until its memory is free."""

@@ -80,10 +80,13 @@ def is_path_of(fd: int, path: Path) -> bool:
     return os.path.samestat(os.fstat(fd), named)
 
 
-def write_atomic(folder: Path, name: str, data: bytes, nonce: str, still: Callable[[], None] = lambda: None) -> None:
+def write_atomic(
+    folder: Path, name: str, data: bytes, nonce: str, still: Callable[[], None] = lambda: None, *, durable: bool = True
+) -> None:
     """Replace ``folder/name`` (0600) as a whole, on disk when this returns.
 
     :param nonce: keeps the temporary files of two writers apart. :param still: raises to stop short of the rename.
+    :param durable: ``False``: other processes see it when this returns, and a power cut may lose it.
     :raises OSError: storage failed. Where only the folder's fsync did, the new content is there already.
     """
     temporary = folder / f"{name}.{nonce}.tmp"
@@ -92,14 +95,16 @@ def write_atomic(folder: Path, name: str, data: bytes, nonce: str, still: Callab
         with os.fdopen(fd, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(fd)
+            if durable:
+                os.fsync(fd)
         still()
         os.replace(temporary, folder / name)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-    sync_folder(folder)
+    if durable:
+        sync_folder(folder)
 
 
 def sync_folder(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,24 +14,28 @@ from msgspec import Struct
 
 from modeld._version import __version__
 from modeld.engine.fake.settings import fake_settings
-from modeld.engine.protocol import Device, Forget, Held, Load, State, Tape
+from modeld.engine.protocol import Audit, Device, Forget, Held, Load, SessionRequest, State, Tape
 from modeld.errors import (
     CapacityError,
     EngineCrashedError,
     InvalidRequestError,
     ModeldError,
+    SessionBusyError,
+    SessionNotFoundError,
     StaleEpochError,
     StaleGenerationError,
 )
-from modeld.node.capacity import AUTO_CELLS, MemoryState, free_memory, make_plan, ram_budget, require
+from modeld.node.capacity import AUTO_CELLS, MemoryState, disk_budget, free_memory, make_plan, ram_budget, require
 from modeld.node.device import DeviceKeeper
 from modeld.node.engine_process import EngineProcess, EngineStream, start_engine
 from modeld.node.session import Bound, NodeSession, RequestMaker
+from modeld.node.session_keeper import SessionKeeper
 from modeld.node.sessions import SessionRecord, SessionRegistry, kept_tokens
 from modeld.node.slot import Residency, Slot, Want
 from modeld.node.snapshots import SnapshotStore
 from modeld.node.store import ModelStore, ResolvedModel
 from modeld.session.values import (
+    AuditReport,
     EngineStatus,
     InstalledModel,
     Ledger,
@@ -42,6 +46,7 @@ from modeld.session.values import (
     SessionConfig,
     SessionHandle,
     SessionInfo,
+    SnapshotInfo,
 )
 from modeld.types import EndPart
 
@@ -49,6 +54,12 @@ SEQUENCES = 64
 """Conversations whose KV an engine holds at a time. Each costs a row of logits: 39 MB in all for 152,000 tokens."""
 
 FAKE_CELLS = 32768
+
+KV_FOLDER = "kv"
+"""Of the data root: KV that outlives its engine."""
+
+FLUSH_SECONDS = 10.0
+"""How long a node that closes waits for sessions to be written."""
 
 
 class NodeConfig(Struct, frozen=True, kw_only=True):
@@ -59,6 +70,8 @@ class NodeConfig(Struct, frozen=True, kw_only=True):
     :param sequences: conversations whose KV the engine holds at a time.
     :param cells: tokens of KV in the engine, at most, where no session asks for more.
     :param ram: bytes of main memory for KV that leaves the engine; ``None``: as :func:`ram_budget` says.
+    :param disk: bytes of files for KV that leaves main memory; 0: none, as with ``ram`` 0; ``None``: as
+        :func:`disk_budget` says.
     :param allow_fake: serve models named ``fake…`` by the engine without native code.
     """
 
@@ -68,6 +81,7 @@ class NodeConfig(Struct, frozen=True, kw_only=True):
     sequences: int = SEQUENCES
     cells: int = AUTO_CELLS
     ram: int | None = None
+    disk: int | None = None
     allow_fake: bool = False
 
 
@@ -89,12 +103,13 @@ class Node:
         self.config = config
         self.endpoints: tuple[str, ...] = ()
         self.store = ModelStore(config.data_root, allow_fake=config.allow_fake)
-        self.snapshots = SnapshotStore(config.data_root)
+        self.snapshot_store = SnapshotStore(config.data_root)
         self._instance_id = instance_id
         self.epoch = epoch
         self._resident_changed = resident_changed
         self._slot = Slot(self._load, self._slot_changed, config.idle_ttl)
         self._registry = SessionRegistry()
+        self._keeper = SessionKeeper(config.data_root / "sessions", self._registry)
         self._leases = DeviceKeeper(config.data_root, instance_id, epoch)
         self._devices: tuple[Device, ...] | None = None
         self._started = time.monotonic()
@@ -106,6 +121,7 @@ class Node:
         """See :meth:`modeld.session.ModelService.open_session`."""
         config = config or SessionConfig()
         want = await self._want(ref, config)
+        await self._keeper.known()
         async with self._slot.use(want) as residency:
             self._expire(residency)
             record = self._registry.open(want.model.ref, config)
@@ -113,7 +129,7 @@ class Node:
                 # Opening is how a session that could not go on starts anew.
                 await residency.engine.call(Forget(residency.engine.next_id(), record.key), type(None))
                 record.generation = 0
-            self._introduce(record, residency)
+            await self._introduce(record, residency)
             return NodeSession(self, self._handle(record, residency))
 
     def attach(self, handle: SessionHandle) -> NodeSession:
@@ -206,6 +222,7 @@ class Node:
 
     async def sessions(self) -> list[SessionInfo]:
         """See :meth:`modeld.session.ModelService.sessions`."""
+        await self._keeper.known()
         resident = self._slot.resident
         self._expire(resident)
         generation = resident.generation if resident else 0
@@ -213,24 +230,63 @@ class Node:
         kept = await kept_tokens(resident.engine) if resident else {}
         return [record.info(generation, pid, kept.get(record.key)) for record in self._registry.latest_first()]
 
+    async def audit(self) -> AuditReport:
+        """See :meth:`modeld.session.ModelService.audit`."""
+        resident = self._slot.resident
+        if resident is None:
+            return AuditReport()
+        faults = await resident.engine.call(Audit(resident.engine.next_id()), tuple[str, ...])
+        return AuditReport(ledger=self._ledger(resident), faults=faults)
+
+    async def remove_session(self, name: str, *, workspace: str = "default", model: str = "") -> None:
+        """See :meth:`modeld.session.ModelService.remove_session`."""
+        await self._keeper.known()
+        record = self._only(workspace, name, model)
+        if record.active:
+            raise SessionBusyError(
+                f"a call on session {name!r} runs; cancel it or wait for its end", name=name, workspace=workspace
+            )
+        self._registry.remove(record)
+        self._forget(record, self._slot.resident)
+
+    async def snapshots(self) -> list[SnapshotInfo]:
+        """See :meth:`modeld.session.ModelService.snapshots`."""
+        return await asyncio.to_thread(self.snapshot_store.list)
+
+    async def remove_snapshot(self, snapshot_id: str) -> None:
+        """See :meth:`modeld.session.ModelService.remove_snapshot`."""
+        await asyncio.to_thread(self.snapshot_store.remove, snapshot_id)
+
+    def export_snapshot(self, snapshot_id: str) -> AsyncGenerator[bytes, None]:
+        """See :meth:`modeld.session.ModelService.export_snapshot`."""
+        return self.snapshot_store.send(snapshot_id)
+
+    async def import_snapshot(self, data: AsyncIterable[bytes], *, snapshot_id: str = "") -> SnapshotInfo:
+        """See :meth:`modeld.session.ModelService.import_snapshot`."""
+        return await self.snapshot_store.receive(data, snapshot_id)
+
     async def aclose(self) -> None:
-        """End the engine. Running calls fail."""
+        """End the engine, and write what is to be kept of sessions. Running calls fail."""
         await self._slot.close()
         await self._leases.released()
+        await self._keeper.aclose(FLUSH_SECONDS)
 
     def refuse(self, error: ModeldError) -> None:
         """End all that uses the model, and refuse all that will, with ``error``: the node is not the owner any more."""
+        self._keeper.refuse()
         self._slot.refuse(error)
 
     # For the node's own sessions
 
     @asynccontextmanager
-    async def bound(self, handle: SessionHandle) -> AsyncIterator[Bound]:
+    async def bound(self, handle: SessionHandle, *, continues: bool = False) -> AsyncIterator[Bound]:
         """Have the session's model resident, and the engine know the session, while the body runs.
 
+        :param continues: the call goes on from what the handle's last one left behind.
         :raises StaleGenerationError: the model behind the handle is another one now.
+        :raises StaleEpochError: what the call goes on from ended with an earlier owner.
         """
-        bound = await self._bind(handle)
+        bound = await self._bind(handle, continues=continues)
         try:
             yield bound
         finally:
@@ -244,9 +300,11 @@ class Node:
             return None
         return record
 
-    async def start_stream(self, session: NodeSession, request: RequestMaker) -> EngineStream:
-        """Send a request that streams; the session is bound until its end."""
-        bound = await self._bind(session.handle)
+    async def start_stream(
+        self, session: NodeSession, request: RequestMaker, *, continues: bool = False
+    ) -> EngineStream:
+        """Send a request that streams; the session is bound until its end. ``continues`` as for :meth:`bound`."""
+        bound = await self._bind(session.handle, continues=continues)
         engine = bound.residency.engine
 
         def finish(end: EndPart) -> EndPart:
@@ -254,47 +312,56 @@ class Node:
             return msgspec.structs.replace(end, receipt=bound.stamp(end.cost()))
 
         try:
-            stream = engine.stream(request(engine.next_id(), bound.record.key), finish)
+            stream = engine.stream(request(engine.next_id(), bound.record), finish)
         except BaseException:
             self._unbind(bound)
             raise
         stream.end.add_done_callback(lambda _: self._unbind(bound))
         return stream
 
-    def branch(self, bound: Bound, name: str, workspace: str) -> SessionRecord:
+    async def branch(self, bound: Bound, name: str, workspace: str) -> SessionRecord:
         """The record that a fork of the session goes to."""
         config = msgspec.structs.replace(bound.record.config, name=name, workspace=workspace)
         record = self._registry.open(bound.record.ref, config)
         if record is bound.record:
             raise InvalidRequestError("a session cannot be forked onto itself: give another name", parameter="name")
-        self._introduce(record, bound.residency)
+        await self._introduce(record, bound.residency)
         return record
 
-    async def _bind(self, handle: SessionHandle) -> Bound:
+    async def _bind(self, handle: SessionHandle, *, continues: bool) -> Bound:
         if handle.epoch > self.epoch:
             raise StaleEpochError(
                 f"epoch {handle.epoch} served this session already, and this owner has {self.epoch}; connect again",
                 epoch=handle.epoch,
                 current=self.epoch,
             )
+        await self._keeper.known()
         resident = self._slot.resident
         config = SessionConfig(workspace=handle.workspace, name=handle.name)
-        record = self._registry.find(handle.workspace, handle.name, handle.ref.digest)
+        record, ref = self._registry.find(handle.workspace, handle.name, handle.ref.digest), handle.ref
         if record is not None:
-            config = record.config
-        if resident is not None and resident.holds(handle.ref):
+            # A handle that was made of what `sessions` tells has no type and no path.
+            config, ref = record.config, ref if ref.path else record.ref
+        if continues and handle.epoch < self.epoch and (record is None or not record.carried):
+            raise StaleEpochError(
+                f"session {handle.name!r} was last served by epoch {handle.epoch}, and its tape went with that owner; "
+                f"epoch {self.epoch} has none: call ensure_prefix or turn first",
+                epoch=handle.epoch,
+                current=self.epoch,
+            )
+        if resident is not None and resident.holds(ref):
             # Its file need not be there any more, and is not read again for each call.
             model = resident.model
         else:
-            model = await self._resolve(handle.ref)
+            model = await self._resolve(ref)
         residency = await self._slot.acquire(Want(model, config.context, config.kv_type))
         try:
-            return self._rebind(handle, residency, record or self._registry.open(handle.ref, config))
+            return await self._rebind(handle, residency, record or self._registry.open(ref, config))
         except BaseException:
             self._slot.release(residency)
             raise
 
-    def _rebind(self, handle: SessionHandle, residency: Residency, record: SessionRecord) -> Bound:
+    async def _rebind(self, handle: SessionHandle, residency: Residency, record: SessionRecord) -> Bound:
         here = handle.epoch == self.epoch  # else the generations of two owners have nothing to do with each other
         if handle.generation > residency.generation and here:
             raise StaleGenerationError(
@@ -311,7 +378,7 @@ class Node:
                 generation=handle.generation,
                 current=residency.generation,
             )
-        self._introduce(record, residency)
+        await self._introduce(record, residency)
         record.active += 1
         record.last_used = time.time()
         self._active += 1
@@ -323,19 +390,35 @@ class Node:
         self._active -= 1
         self._slot.release(bound.residency)
 
-    def _introduce(self, record: SessionRecord, residency: Residency) -> None:
-        opening = self._registry.introduce(
-            record, residency.generation, residency.ready.manifest, residency.ready.window
-        )
+    async def _introduce(self, record: SessionRecord, residency: Residency) -> None:
+        state = await self._keeper.load(record) if record.generation < residency.generation else b""
+        ready = residency.ready
+        opening = self._registry.introduce(record, residency.generation, ready.manifest, ready.window, state)
         if opening is not None:
             residency.engine.tell(opening)
 
     def _expire(self, residency: Residency | None) -> None:
         """Forget the sessions whose own ttl has passed."""
         for record in self._registry.expired():
-            if residency is not None and record.generation == residency.generation:
-                # Not waited for: nobody can ask for the session by this key any more.
-                residency.engine.send(Forget(residency.engine.next_id(), record.key))
+            self._forget(record, residency)
+
+    def _forget(self, record: SessionRecord, residency: Residency | None) -> None:
+        self._keeper.remove(record)
+        if residency is not None and record.generation == residency.generation:
+            # Not waited for: nobody can ask for the session by this key any more.
+            residency.engine.send(Forget(residency.engine.next_id(), record.key))
+
+    def _only(self, workspace: str, name: str, model: str) -> SessionRecord:
+        """The one record of that name, on that model where one is named."""
+        found = [r for r in self._registry.named(workspace, name) if model in ("", r.ref.name, r.ref.digest)]
+        if len(found) == 1:
+            return found[0]
+        where = f"session {name!r} in workspace {workspace!r}"
+        if found:
+            models = ", ".join(f"{r.ref.name} ({r.ref.digest[:12]})" for r in found)
+            raise InvalidRequestError(f"there is a {where} on several models: name one of {models}", parameter="model")
+        there = f"there is no {where}" + (f" on {model}" if model else "")
+        raise SessionNotFoundError(f"{there}; `modeld ps` names all", name=name, workspace=workspace)
 
     def _handle(self, record: SessionRecord, residency: Residency) -> SessionHandle:
         return SessionHandle(
@@ -378,7 +461,7 @@ class Node:
             await self._leases.take(hello.devices, engine.pid, engine.gone)
             plan = await self._plan(want, hello.devices)
             require(plan)
-            ram = await self._ram(plan)
+            ram, disk = await self._ram(plan), await self._disk()
             ready = await engine.load(
                 Load(
                     want.model.path,
@@ -391,12 +474,14 @@ class Node:
                     threads=self.config.threads,
                     gpu_layers=plan.gpu_layers,
                     ram=ram,
+                    disk=disk,
+                    kv_folder=str(self.config.data_root / KV_FOLDER),
                 )
             )
         except BaseException:
             await engine.stop()
             raise
-        return Residency(want.model, plan, ready, hello, engine, generation, ram)
+        return Residency(want.model, plan, ready, hello, engine, generation, ram, disk if ram else 0)
 
     async def _plan(self, want: Want, devices: tuple[Device, ...]) -> Plan:
         if want.model.header is None:
@@ -422,6 +507,11 @@ class Node:
             return self.config.ram
         return ram_budget((await asyncio.to_thread(free_memory)).free, plan)
 
+    async def _disk(self) -> int:
+        if self.config.disk is not None:
+            return self.config.disk
+        return await asyncio.to_thread(disk_budget, self.config.data_root, self.config.data_root / KV_FOLDER)
+
     async def _known_devices(self, backend: str) -> tuple[Device, ...]:
         """The engine knows the devices: ask one that was started before, or one started for the question."""
         if self._devices is None and self._slot.resident is None and backend != "fake":
@@ -441,7 +531,9 @@ class Node:
 
     def tape_changed(self, tape: Tape) -> None:
         """The engine tells what is on a session's tape."""
-        self._registry.tape_changed(tape)
+        record = self._registry.tape_changed(tape)
+        if record is not None and record.fatal:
+            self._keeper.remove(record)
 
     def held(self, held: Held) -> None:
         """The engine tells what it holds."""
@@ -449,6 +541,11 @@ class Node:
 
     def session_state(self, state: State) -> None:
         """The engine tells all of a session but its KV."""
+        self._keeper.told(state)
+
+    def asked(self, request: SessionRequest) -> None:
+        """The engine was sent a request."""
+        self._keeper.asked(request)
 
     def evicted(self, sessions: tuple[int, ...]) -> None:
         """The engine took sessions' KV for others."""

@@ -266,7 +266,9 @@ class OwnerLease:
         """
         with self._writing():
             try:
-                self._renew_as(self._record)
+                # Contenders of this boot see it without the disk, the next boot has no use for it. An fsync beside
+                # a busy disk takes seconds: that must not cost the lease, nor keep a disk awake all day.
+                self._renew_as(self._record, durable=False)
             except OSError as error:
                 left = self.remaining()
                 if left <= 0:
@@ -335,14 +337,14 @@ class OwnerLease:
         if self._released:
             raise NotOwnerError(f"the lease of {str(self._root)!r} was released; acquire a new one")
 
-    def _renew_as(self, record: OwnerRecord) -> OwnerRecord:
+    def _renew_as(self, record: OwnerRecord, *, durable: bool = True) -> OwnerRecord:
         # The start counts, not the end: contenders may have seen the record move at any moment in between.
         started = time.monotonic()
         self._prove_ours()
         # Counts attempts: a write that failed after its rename is on disk, and the next one must still move the record.
         self._writes += 1
         record = msgspec.structs.replace(record, renewed=self._writes)
-        self._replace(RECORD_NAME, _encode(record))
+        self._replace(RECORD_NAME, _encode(record), durable=durable)
         self._record, self._renewed_at = record, started
         return record
 
@@ -363,8 +365,8 @@ class OwnerLease:
         os.unlink(self._root / RECORD_NAME)
         sync_folder(self._root)
 
-    def _replace(self, name: str, data: bytes) -> None:
-        write_atomic(self._root, name, data, self.instance_id, self._still_ours)
+    def _replace(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        write_atomic(self._root, name, data, self.instance_id, self._still_ours, durable=durable)
 
     def _still_ours(self) -> None:
         # A write that hung until the loss was declared must not come true after it, nor on a successor's record.

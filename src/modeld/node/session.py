@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from modeld.engine.protocol import Decode, Explain, Fork, Prefix, Restore, Snapshot, Suffix, Turn
+from modeld.engine.protocol import Cancel, Decode, Explain, Fork, Prefix, Restore, Snapshot, Suffix, Turn
 from modeld.errors import ModeldError, SessionClosedError
+from modeld.node.caller import CALLER
 from modeld.node.engine_process import EngineStream
 from modeld.node.sessions import SessionRecord
 from modeld.node.slot import Residency
+from modeld.node.snapshots import settled
 from modeld.session.streams import BatchedStream
 from modeld.session.values import ContextReport, PrefixStatus, SessionHandle, SnapshotInfo, SuffixStatus
 from modeld.thinking import parse_think
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
     from modeld.node.node import Node
 
 Status = TypeVar("Status", PrefixStatus, SuffixStatus)
-RequestMaker = Callable[[int, int], Turn | Decode]
-"""Makes the engine's request from its id and the number of the session."""
+RequestMaker = Callable[[int, SessionRecord], Turn | Decode]
+"""Makes the engine's request from its id and the session's record."""
 
 
 class Bound:
@@ -59,22 +61,30 @@ class NodeSession:
         """See :meth:`modeld.session.Session.ensure_prefix`."""
         self._require_open()
         async with self._node.bound(self._handle) as bound:
-            request = Prefix(self._id(bound), bound.record.key, tuple(messages), tuple(tools))
+            request = Prefix(self._id(bound), bound.record.key, tuple(messages), tuple(tools), CALLER.get())
             return self._follow(bound, await bound.residency.engine.call(request, PrefixStatus))
 
-    async def prefill_suffix(self, messages: Sequence[Message], *, think: str = "auto") -> SuffixStatus:
+    async def prefill_suffix(
+        self,
+        messages: Sequence[Message],
+        *,
+        think: str = "auto",
+        shift: bool | None = None,
+        truncate: bool | None = None,
+    ) -> SuffixStatus:
         """See :meth:`modeld.session.Session.prefill_suffix`."""
         self._require_open()
         level = parse_think(think)
-        async with self._node.bound(self._handle) as bound:
-            request = Suffix(self._id(bound), bound.record.key, tuple(messages), level)
+        async with self._node.bound(self._handle, continues=True) as bound:
+            overflow = bound.record.config.overflow(shift, truncate)
+            request = Suffix(self._id(bound), bound.record.key, tuple(messages), level, overflow, CALLER.get())
             return self._follow(bound, await bound.residency.engine.call(request, SuffixStatus))
 
     def decode(self, options: DecodeOptions | None = None) -> NodeStream:
         """See :meth:`modeld.session.Session.decode`."""
         self._require_open()
-        wanted = options or DecodeOptions()
-        return NodeStream(self, lambda id_, key: Decode(id_, key, wanted))
+        wanted, caller = options or DecodeOptions(), CALLER.get()
+        return NodeStream(self, lambda id_, record: Decode(id_, record.key, wanted, client=caller), continues=True)
 
     def turn(
         self,
@@ -83,12 +93,20 @@ class NodeSession:
         tools: Sequence[Tool] = (),
         think: str = "auto",
         options: DecodeOptions | None = None,
+        shift: bool | None = None,
+        truncate: bool | None = None,
     ) -> NodeStream:
         """See :meth:`modeld.session.Session.turn`."""
         self._require_open()
         level = parse_think(think)
         conversation, offered, wanted = tuple(messages), tuple(tools), options or DecodeOptions()
-        return NodeStream(self, lambda id_, key: Turn(id_, key, conversation, wanted, offered, level))
+        caller = CALLER.get()
+
+        def request(id_: int, record: SessionRecord) -> Turn:
+            overflow = record.config.overflow(shift, truncate)
+            return Turn(id_, record.key, conversation, wanted, offered, level, overflow=overflow, client=caller)
+
+        return NodeStream(self, request)
 
     async def explain(self) -> ContextReport:
         """See :meth:`modeld.session.Session.explain`."""
@@ -109,21 +127,27 @@ class NodeSession:
     async def snapshot(self) -> SnapshotInfo:
         """See :meth:`modeld.session.Session.snapshot`."""
         self._require_open()
-        # Shielded: who gives up must not leave a file behind that nobody knows of.
-        return await asyncio.shield(asyncio.ensure_future(self._snapshot()))
-
-    async def _snapshot(self) -> SnapshotInfo:
-        async with self._node.bound(self._handle) as bound:
-            draft = await asyncio.to_thread(self._node.snapshots.draft)
-            request = Snapshot(self._id(bound), bound.record.key, str(draft))
-            info = await bound.residency.engine.call(request, SnapshotInfo)
-            await asyncio.to_thread(self._node.snapshots.publish, draft, info.id)
+        store = self._node.snapshot_store
+        async with self._node.bound(self._handle, continues=True) as bound:
+            record, engine = bound.record, bound.residency.engine
+            draft, made = await asyncio.to_thread(store.draft), ""
+            ref = msgspec.structs.replace(record.ref, path="")
+            request = Snapshot(self._id(bound), record.key, str(draft), ref, record.config)
+            try:
+                # To the end: who gives up must not leave a file behind that the engine still writes.
+                call = engine.call(request, SnapshotInfo)
+                info = await settled(call, lambda: engine.send(Cancel(request.id)))
+                made = info.id
+                await settled(asyncio.to_thread(store.publish, draft, made))
+            except BaseException:
+                await settled(asyncio.to_thread(store.discard, draft, made))
+                raise
             return info
 
     async def restore(self, snapshot_id: str) -> PrefixStatus:
         """See :meth:`modeld.session.Session.restore`."""
         self._require_open()
-        path = await asyncio.to_thread(self._node.snapshots.find, snapshot_id)
+        path = await asyncio.to_thread(self._node.snapshot_store.find, snapshot_id)
         async with self._node.bound(self._handle) as bound:
             request = Restore(self._id(bound), bound.record.key, str(path), snapshot_id)
             return self._follow(bound, await bound.residency.engine.call(request, PrefixStatus))
@@ -131,8 +155,8 @@ class NodeSession:
     async def fork(self, name: str, *, workspace: str = "") -> NodeSession:
         """See :meth:`modeld.session.Session.fork`."""
         self._require_open()
-        async with self._node.bound(self._handle) as bound:
-            target = self._node.branch(bound, name, workspace or self._handle.workspace)
+        async with self._node.bound(self._handle, continues=True) as bound:
+            target = await self._node.branch(bound, name, workspace or self._handle.workspace)
             await bound.residency.engine.call(Fork(self._id(bound), bound.record.key, target.key), type(None))
             handle = msgspec.structs.replace(
                 self._handle,
@@ -171,8 +195,9 @@ class NodeSession:
 class NodeStream(BatchedStream):
     """:class:`modeld.session.PartStream` in the node's own process."""
 
-    def __init__(self, session: NodeSession, request: RequestMaker) -> None:
+    def __init__(self, session: NodeSession, request: RequestMaker, *, continues: bool = False) -> None:
         super().__init__()
+        self._continues = continues
         self._session = session
         self._request = request
         self._starting: asyncio.Task[EngineStream] | None = None
@@ -224,10 +249,13 @@ class NodeStream(BatchedStream):
         """The end part of a stream that was cancelled before the engine knew of it."""
         return [self._cancelled] if self._cancelled is not None else []
 
+    def _begin(self) -> Coroutine[None, None, EngineStream]:
+        return self._session.node.start_stream(self._session, self._request, continues=self._continues)
+
     async def _start(self) -> EngineStream:
         """Wait for the model, then ask. In a task of its own, so that a cancel can end the wait."""
         if self._starting is None:
-            self._starting = asyncio.ensure_future(self._session.node.start_stream(self._session, self._request))
+            self._starting = asyncio.ensure_future(self._begin())
         try:
             self._stream = stream = await asyncio.shield(self._starting)
         except asyncio.CancelledError:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from modeld.engine.protocol import Held, Kept, Open, Tape
 from modeld.errors import ModeldError
 from modeld.node.breaks import BreakHistory, manifest_change
+from modeld.node.session_files import file_id
 from modeld.session.manifest import Manifest, token_hash
 from modeld.session.values import ContextReport, ModelRef, SessionClass, SessionConfig, SessionInfo
 from modeld.types import ReuseReason
@@ -28,21 +29,37 @@ class SessionRecord:
 
     def __init__(self, key: int, ref: ModelRef, config: SessionConfig) -> None:
         self.key = key
+        self.id = file_id(config.workspace, config.name, ref.digest)
         self.ref = ref
         self.config = config
         self.manifest: Manifest | None = None
         self.window = 0
         self.tape: list[int] = []
+        # Length of a tape that nobody has asked for since the node started.
+        self.unread = 0
         self.hot = 0
         # Generation of the engine that knows the session; 0: none does.
         self.generation = 0
         self.lost: ReuseReason = "engine_lost"
         self.fatal = False
+        # What was told of the session last is what it is; and the last request of this generation that changes it.
+        self.current = False
+        self.asked = 0
+        # It came over from the owner before, as it was there.
+        self.carried = False
         # Class and pin as the engine knows them.
         self.told: tuple[SessionClass, bool] = ("main", False)
         self.active = 0
         self.last_used = time.time()
         self.history = BreakHistory()
+
+    def restored(self, manifest: Manifest, window: int, tape: int, last_used: float, *, current: bool) -> None:
+        """It was there before this node."""
+        self.manifest, self.window, self.unread = manifest, window, tape
+        self.current = self.carried = current
+        # It rested when its node ended, or something ended with the node.
+        self.lost = "unloaded" if current else "engine_lost"
+        self.last_used = min(last_used, time.time())
 
     def info(self, resident: int, engine_pid: int, kept: int | None = None) -> SessionInfo:
         """For ``ps``. ``resident`` is the generation in the slot now; ``kept``: what its engine says."""
@@ -53,7 +70,7 @@ class SessionRecord:
             model=self.ref.name,
             digest=self.ref.digest,
             generation=self.generation,
-            tape=len(self.tape),
+            tape=len(self.tape) or self.unread,
             hot=self.hot if here else 0,
             window=self.window,
             active=self.active > 0,
@@ -102,6 +119,10 @@ class SessionRegistry:
     def __len__(self) -> int:
         return len(self._by_name)
 
+    def by_key(self, key: int) -> SessionRecord | None:
+        """The record that the engine knows by this number."""
+        return self._by_key.get(key)
+
     def find(self, workspace: str, name: str, digest: str) -> SessionRecord | None:
         """The record, if there is one."""
         return self._by_name.get((workspace, name, digest))
@@ -118,9 +139,17 @@ class SessionRegistry:
         record.ref, record.config = ref, config
         return record
 
-    def introduce(self, record: SessionRecord, generation: int, manifest: Manifest, window: int) -> Open | None:
-        """What to tell the engine before the record's first request of this generation."""
+    def introduce(
+        self, record: SessionRecord, generation: int, manifest: Manifest, window: int, state: bytes = b""
+    ) -> Open | None:
+        """What to tell the engine before the record's first request of this generation.
+
+        :param state: what an earlier engine told of it last.
+        """
         config = record.config
+        if record.generation > generation:
+            # That engine is gone; a later one knows the session already.
+            return None
         if record.generation == generation and not record.fatal:
             if record.told == (config.session_class, config.pin):
                 return None
@@ -128,25 +157,39 @@ class SessionRegistry:
             return Open(record.key, session_class=config.session_class, pin=config.pin)
         lost, detail = manifest_change(record.manifest, manifest) or (record.lost, "")
         record.generation, record.manifest, record.window, record.hot = generation, manifest, window, 0
+        record.asked = 0
         if record.fatal:
-            record.fatal, record.tape = False, []
+            record.fatal, record.tape, state = False, [], b""
         tape = tuple(record.tape)
         record.told = (config.session_class, config.pin)
-        return Open(record.key, tape, lost, config.session_class, config.pin, lost_detail=detail)
+        return Open(
+            record.key,
+            tape,
+            lost,
+            config.session_class,
+            config.pin,
+            state,
+            stale=not record.current,
+            lost_detail=detail,
+        )
 
-    def tape_changed(self, tape: Tape) -> None:
-        """The engine tells what is on a tape now."""
+    def tape_changed(self, tape: Tape) -> SessionRecord | None:
+        """The engine tells what is on a tape now, of this record."""
         if (record := self._by_key.get(tape.session)) is not None:
             del record.tape[tape.keep :]
             record.tape += tape.added
+            record.unread = 0
             record.hot = tape.hot
             record.fatal = tape.fatal
+        return record
 
     def evicted(self, keys: tuple[int, ...]) -> None:
         """Sessions lost their KV to others."""
         for key in keys:
-            if key in self._by_key:
-                self._by_key[key].hot, self._by_key[key].lost = 0, "evicted"
+            record = self._by_key.get(key)
+            # An engine that settles takes all: then the end of the engine is why.
+            if record is not None and record.hot:
+                record.hot, record.lost = 0, "evicted"
 
     def engine_gone(self, why: ReuseReason) -> None:
         """No KV is left, of any session. The next receipts say why."""
@@ -160,9 +203,17 @@ class SessionRegistry:
         now = time.time()
         gone = [r for r in self._by_key.values() if r.config.ttl and not r.active and now - r.last_used > r.config.ttl]
         for record in gone:
-            del self._by_key[record.key]
-            del self._by_name[record.config.workspace, record.config.name, record.ref.digest]
+            self.remove(record)
         return gone
+
+    def named(self, workspace: str, name: str) -> list[SessionRecord]:
+        """The records of that name, on whatever models."""
+        return [r for (space, called, _), r in self._by_name.items() if (space, called) == (workspace, name)]
+
+    def remove(self, record: SessionRecord) -> None:
+        """Take a record out."""
+        del self._by_key[record.key]
+        del self._by_name[record.config.workspace, record.config.name, record.ref.digest]
 
     def latest_first(self) -> list[SessionRecord]:
         """All records, the last used first."""

@@ -20,6 +20,9 @@ from modeld.node.engine_process import EngineProcess
 from modeld.node.store import ResolvedModel
 from modeld.session.values import ModelRef, Plan, SlotState
 
+SETTLE_SECONDS = 10.0
+"""How long an engine that is about to end may take to put away what is worth keeping."""
+
 
 class Want(Struct, frozen=True):
     """What a caller needs to be resident."""
@@ -85,6 +88,7 @@ class Slot:
         self.last_backend = "none"
         self._waiters: deque[_Waiter] = deque()
         self._change: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._refusal: ModeldError | None = None
 
@@ -113,20 +117,29 @@ class Slot:
         await self._wait(None, generation)
 
     async def close(self) -> None:
-        """End the engine now. Calls that run, wait or come fail."""
-        self.refuse(NodeError("the node is closing; connect to the next one"))
+        """End the engine. Calls that run, wait or come fail."""
+        settles = self._refusal is None
+        self._turn_away(NodeError("the node is closing; connect to the next one"))
         if self._timer is not None:
             self._timer.cancel()
         if self._change is not None:
             self._change.cancel()
             await asyncio.gather(self._change, return_exceptions=True)
+        if self._ending is not None:
+            await asyncio.gather(self._ending, return_exceptions=True)
         if self.resident is not None:
-            await self.resident.engine.stop()
-            self.resident = None
+            engine, self.resident = self.resident.engine, None
+            self._be("unloading")
+            await self._end(engine, settles=settles)
         self._be("empty")
 
     def refuse(self, error: ModeldError) -> None:
-        """Serve nobody from now on: who waits, who uses the model and who comes gets ``error``."""
+        """Serve nobody from now on: who waits, who uses the model and who comes gets ``error``. Nothing is kept."""
+        self._turn_away(error)
+        if self._ending is not None:
+            self._ending.cancel()
+
+    def _turn_away(self, error: ModeldError) -> None:
         self._refusal = error
         for _, future, _ in self._waiters:
             if not future.done():
@@ -205,7 +218,9 @@ class Slot:
         if self.resident is not None:
             old, self.resident = self.resident, None
             self._be("unloading")
-            await old.engine.stop()
+            # Shielded: a node that closes meanwhile waits for it.
+            self._ending = asyncio.ensure_future(self._end(old.engine))
+            await asyncio.shield(self._ending)
         if want is None:
             self._be("empty")
             return
@@ -227,6 +242,13 @@ class Slot:
             self.resident, self.users, self.last_error = residency, 0, ""
             self.last_backend = residency.model.type
             self._be("ready")
+
+    async def _end(self, engine: EngineProcess, *, settles: bool = True) -> None:
+        try:
+            if settles:
+                await engine.settle(SETTLE_SECONDS)
+        finally:
+            await engine.stop()
 
     def _changed_over(self, task: asyncio.Task[None]) -> None:
         self._change = None

@@ -37,7 +37,6 @@ REMEMBERED: Final = 1024
 """Beginnings of conversations kept; one is some 200 bytes."""
 
 _LATER: Final = "the node's engines have no grammars yet"
-_WINDOW: Final = "the node's engines do not cut a conversation yet; send a shorter one"
 NODE_RULES: Final = make_rules(
     temperature=native("options.temperature"),
     max_tokens=native("options.max_tokens"),
@@ -54,8 +53,8 @@ NODE_RULES: Final = make_rules(
     parallel_tool_calls=refused(_LATER),
     response_format=refused(_LATER),
     think=native("think"),
-    shift=refused(_WINDOW),
-    truncate=refused(_WINDOW),
+    shift=native("shift"),
+    truncate=native("truncate"),
     images=refused("the node's engines take no images yet"),
 )
 _SAMPLING: Final = tuple(name for name in DecodeOptions.__struct_fields__ if name in ChatConfig.__struct_fields__)
@@ -96,8 +95,15 @@ class NodeWire(Wire):
             async with self.service() as service:
                 config = SessionConfig(workspace=WORKSPACE, name=name, ttl=SESSION_TTL)
                 session = await service.open_session(ref, config)
-                think = parse_think(call.config.think)
-                async with session.turn(messages, tools=tools, think=think, options=options) as parts:
+                asked = session.turn(
+                    messages,
+                    tools=tools,
+                    think=parse_think(call.config.think),
+                    options=options,
+                    shift=call.config.shift,
+                    truncate=call.config.truncate,
+                )
+                async with asked as parts:
                     async for part in parts:
                         yield part
 

@@ -3,12 +3,14 @@
 from modeld.session.contract import ModelService, PartStream, Session
 from modeld.session.manifest import Manifest, Segment, token_hash
 from modeld.session.values import (
+    AuditReport,
     Break,
     BreakTotal,
     ClientInfo,
     ContextReport,
     EngineStatus,
     InstalledModel,
+    Ledger,
     ModelDescription,
     ModelRef,
     NodeStatus,
@@ -22,12 +24,14 @@ from modeld.session.values import (
 )
 
 __all__ = [
+    "AuditReport",
     "Break",
     "BreakTotal",
     "ClientInfo",
     "ContextReport",
     "EngineStatus",
     "InstalledModel",
+    "Ledger",
     "Manifest",
     "ModelDescription",
     "ModelRef",

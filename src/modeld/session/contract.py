@@ -6,11 +6,12 @@ that nobody else's call on the same session can come between.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
 from modeld.session.values import (
+    AuditReport,
     ContextReport,
     InstalledModel,
     ModelDescription,
@@ -73,17 +74,30 @@ class Session(Protocol):
         """
         ...
 
-    async def prefill_suffix(self, messages: Sequence[Message], *, think: str = "auto") -> SuffixStatus:
+    async def prefill_suffix(
+        self,
+        messages: Sequence[Message],
+        *,
+        think: str = "auto",
+        shift: bool | None = None,
+        truncate: bool | None = None,
+    ) -> SuffixStatus:
         """Append messages after the prefix, render the whole conversation and compute what is not on the tape.
 
         May be called again to append more.
 
+        :param shift: as for :class:`SessionConfig`; ``None`` is what the session was opened with.
+        :param truncate: likewise.
         :raises ContextOverflowError: it does not fit the window; nothing changed.
+        :raises InvalidRequestError: ``shift`` and ``truncate`` both.
         """
         ...
 
     def decode(self, options: DecodeOptions | None = None) -> PartStream:
-        """Generate from where the tape ends; called again, it goes on."""
+        """Generate from where the tape ends; called again, it goes on.
+
+        When the window is full, turns leave if ``shift`` was set for the call before.
+        """
         ...
 
     def turn(
@@ -93,8 +107,13 @@ class Session(Protocol):
         tools: Sequence[Tool] = (),
         think: str = "auto",
         options: DecodeOptions | None = None,
+        shift: bool | None = None,
+        truncate: bool | None = None,
     ) -> PartStream:
-        """Answer a whole conversation: prefix, suffix and decode in one atomic call."""
+        """Answer a whole conversation: prefix, suffix and decode in one atomic call.
+
+        ``shift`` and ``truncate`` as for :meth:`prefill_suffix`.
+        """
         ...
 
     async def explain(self) -> ContextReport:
@@ -102,11 +121,18 @@ class Session(Protocol):
         ...
 
     async def snapshot(self) -> SnapshotInfo:
-        """Save tape and KV to the node's disk."""
+        """Save conversation, tape and KV to the node's disk, also KV that had left the engine.
+
+        Streams of other sessions go on beside it. The file stays until :meth:`ModelService.remove_snapshot`.
+
+        :raises StorageError: the disk is full; nothing is left of it.
+        """
         ...
 
     async def restore(self, snapshot_id: str) -> PrefixStatus:
         """Replace tape and KV by a snapshot's. A mismatch is an error and changes nothing.
+
+        The whole file is checked first. Streams of other sessions go on beside it.
 
         :raises SnapshotNotFoundError: no such snapshot.
         :raises ManifestMismatchError: it is of another model, build or KV type.
@@ -169,4 +195,51 @@ class ModelService(Protocol):
 
     async def sessions(self) -> list[SessionInfo]:
         """All sessions, the last used first."""
+        ...
+
+    async def audit(self) -> AuditReport:
+        """Count again what engine, RAM and files hold, and compare it with the ledger. Loads nothing."""
+        ...
+
+    async def remove_session(self, name: str, *, workspace: str = "default", model: str = "") -> None:
+        """Forget a session, with its tape. Snapshots of it stay. Who holds a handle of it begins anew.
+
+        KV that it shared stays with those who share it; blocks of it that lie in RAM leave as they age.
+
+        :param model: name or digest, where sessions of that name are on several.
+        :raises SessionNotFoundError: there is none. :raises SessionBusyError: a call on it runs; nothing was done.
+        :raises InvalidRequestError: there are several.
+        """
+        ...
+
+    async def snapshots(self) -> list[SnapshotInfo]:
+        """All snapshots of the node, of all models, the newest first; also files that cannot be used, with an error."""
+        ...
+
+    async def remove_snapshot(self, snapshot_id: str) -> None:
+        """Remove a snapshot.
+
+        :raises SnapshotNotFoundError: there is none.
+        """
+        ...
+
+    def export_snapshot(self, snapshot_id: str) -> AsyncGenerator[bytes, None]:
+        """The file of a snapshot, in pieces: what :meth:`import_snapshot` of any node takes.
+
+        Close it (``contextlib.aclosing``) where it is not read to its end.
+
+        :raises SnapshotNotFoundError: there is none.
+        :raises ManifestMismatchError: after the last piece: the file is damaged, and what came is not to be used.
+        """
+        ...
+
+    async def import_snapshot(self, data: AsyncIterable[bytes], *, snapshot_id: str = "") -> SnapshotInfo:
+        """Store a snapshot's file that another node made. Nothing is left of one that is refused.
+
+        What it is good for shows at :meth:`Session.restore`: the model need not be here. Import what you trust only:
+        nobody can tell from KV whether the model computed it, and beginnings are shared between sessions.
+
+        :param snapshot_id: what it has to be; empty: whatever it is.
+        :raises ManifestMismatchError: it is no whole snapshot, or another one. :raises StorageError: the disk is full.
+        """
         ...

@@ -32,6 +32,7 @@ class Manifest(Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     :param engine_build: build of the native library; KV of another build is not trusted.
     :param adapters: ``digest:scale`` of each adapter, in order.
+    :param kv_layout: what else decides the bytes of KV, in the engine's own words.
     """
 
     engine: str
@@ -42,6 +43,7 @@ class Manifest(Struct, frozen=True, omit_defaults=True, kw_only=True):
     add_bos: bool = False
     kv_type: str = "f16"
     adapters: tuple[str, ...] = ()
+    kv_layout: str = ""
 
     @property
     def digest(self) -> str:
@@ -56,9 +58,14 @@ class Manifest(Struct, frozen=True, omit_defaults=True, kw_only=True):
         return None
 
 
-def token_hash(tokens: Iterable[int]) -> str:
-    """SHA-256 over the ids, each as a signed 64-bit little-endian integer."""
+def pack_tokens(tokens: Iterable[int]) -> bytes:
+    """The ids, each as a signed 64-bit little-endian integer."""
     ids = array("q", tokens)
     if sys.byteorder == "big":
         ids.byteswap()
-    return hashlib.sha256(ids.tobytes()).hexdigest()
+    return ids.tobytes()
+
+
+def token_hash(tokens: Iterable[int]) -> str:
+    """SHA-256 over the ids as :func:`pack_tokens` writes them."""
+    return hashlib.sha256(pack_tokens(tokens)).hexdigest()

@@ -14,6 +14,8 @@ from modeld.types import Receipt, ReuseReason, ReuseStop
 SlotState = Literal["empty", "loading", "ready", "unloading", "failed"]
 SessionClass = Literal["main", "subagent", "side"]
 KVType = Literal["f16", "q8_0", "q4_0"]
+Overflow = Literal["error", "shift", "truncate"]
+"""What becomes of a conversation that does not fit the window: see :class:`SessionConfig`."""
 
 
 def _is_unicode(text: str) -> bool:
@@ -70,7 +72,10 @@ class SessionConfig(Struct, frozen=True, omit_defaults=True, kw_only=True):
     :param session_class: what the session is for; weighs in what leaves memory first.
     :param pin: its KV is the last to leave.
     :param ttl: seconds after its last use when the node forgets the session; 0 is never.
-    :raises InvalidRequestError: a value outside its range.
+    :param shift: when the window is full, before or in an answer, the oldest turns leave the conversation. The stream
+        and the receipt say how many. System messages, the stable prefix, tools and the newest turn stay.
+    :param truncate: the same before an answer only. Without both, what does not fit is a ``ContextOverflowError``.
+    :raises InvalidRequestError: a value outside its range, or ``shift`` and ``truncate`` both.
     """
 
     workspace: str = "default"
@@ -80,6 +85,8 @@ class SessionConfig(Struct, frozen=True, omit_defaults=True, kw_only=True):
     session_class: SessionClass = "main"
     pin: bool = False
     ttl: float = 0.0
+    shift: bool = False
+    truncate: bool = False
 
     def __post_init__(self) -> None:
         _check_name("workspace", self.workspace)
@@ -88,6 +95,21 @@ class SessionConfig(Struct, frozen=True, omit_defaults=True, kw_only=True):
             raise InvalidRequestError(f"context must be 0 or more tokens, not {self.context}", parameter="context")
         if not 0 <= self.ttl <= 10**9:
             raise InvalidRequestError(f"ttl must be 0 or more seconds, not {self.ttl}", parameter="ttl")
+        self.overflow()
+
+    def overflow(self, shift: bool | None = None, truncate: bool | None = None) -> Overflow:
+        """What a call does that was given these; ``None`` is the session's own.
+
+        :raises InvalidRequestError: both.
+        """
+        shift = self.shift if shift is None else shift
+        truncate = self.truncate if truncate is None else truncate
+        if shift and truncate:
+            raise InvalidRequestError(
+                "shift and truncate exclude each other: set one, and the other to False where the session has it",
+                parameter="truncate",
+            )
+        return "shift" if shift else "truncate" if truncate else "error"
 
 
 class SessionHandle(Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -210,6 +232,16 @@ class Ledger(Struct, frozen=True, omit_defaults=True, kw_only=True):
     disk_budget: int = 0
 
 
+class AuditReport(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What was found when everything that is held was counted again.
+
+    :param faults: a sentence for each place where ledger and count differ, or where something is held for nobody.
+    """
+
+    ledger: Ledger = Ledger()
+    faults: tuple[str, ...] = ()
+
+
 class NodeStatus(Struct, frozen=True, kw_only=True):
     """The node, readable at any time, during loads and decodes too.
 
@@ -291,13 +323,22 @@ class SuffixStatus(Struct, frozen=True, kw_only=True):
 
 
 class SnapshotInfo(Struct, frozen=True, kw_only=True):
-    """A saved session state. ``id`` is the SHA-256 of the file."""
+    """A saved session state. ``id`` is the SHA-256 of the file.
+
+    :param size: of the file, in bytes. :param created: seconds since 1970.
+    :param ref: the model, without a path. :param config: how the session was opened.
+    :param error: why the file cannot be used; then only ``id`` and ``size`` are known.
+    """
 
     id: str
     tokens: int
     size: int
     manifest_digest: str
     tape_hash: str
+    created: float = 0.0
+    ref: ModelRef | None = None
+    config: SessionConfig | None = None
+    error: str = ""
 
 
 class Break(Struct, frozen=True, kw_only=True):
@@ -322,6 +363,7 @@ class BreakTotal(Struct, frozen=True, kw_only=True):
 class ContextReport(Struct, frozen=True, kw_only=True):
     """What ``explain`` tells: the session's context, its identity, and what it cost so far.
 
+    :param ahead_tokens: computed while nobody waited, because the next turn would need them; in no call's receipt.
     Of a session whose model is not resident it tells what the node remembers.
 
     :param breaks: the last ten calls that could not reuse the whole tape, the oldest first.
@@ -344,6 +386,7 @@ class ContextReport(Struct, frozen=True, kw_only=True):
     prefill_tokens: int = 0
     decode_calls: int = 0
     decode_tokens: int = 0
+    ahead_tokens: int = 0
     fatal: str = ""
     breaks: tuple[Break, ...] = ()
     break_totals: tuple[BreakTotal, ...] = ()

@@ -9,9 +9,10 @@ as this client knew it: by the last receipt it got.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
@@ -21,10 +22,10 @@ import msgspec
 from modeld.errors import (
     InvalidRequestError,
     SessionClosedError,
-    StaleEpochError,
 )
 from modeld.node.record import OwnerRecord
 from modeld.session.values import (
+    AuditReport,
     ContextReport,
     InstalledModel,
     ModelDescription,
@@ -135,6 +136,38 @@ class LeaderNode:
         """See :meth:`modeld.session.ModelService.sessions`."""
         return await self._route.call(lambda node: node.sessions(), repeat=True)
 
+    async def audit(self) -> AuditReport:
+        """See :meth:`modeld.session.ModelService.audit`."""
+        return await self._route.call(lambda node: node.audit(), repeat=True)
+
+    async def remove_session(self, name: str, *, workspace: str = "default", model: str = "") -> None:
+        """See :meth:`modeld.session.ModelService.remove_session`."""
+
+        async def removed(node: RemoteNode) -> None:
+            await node.remove_session(name, workspace=workspace, model=model)
+
+        await self._route.call(removed, repeat=False)
+
+    async def snapshots(self) -> list[SnapshotInfo]:
+        """See :meth:`modeld.session.ModelService.snapshots`."""
+        return await self._route.call(lambda node: node.snapshots(), repeat=True)
+
+    async def remove_snapshot(self, snapshot_id: str) -> None:
+        """See :meth:`modeld.session.ModelService.remove_snapshot`."""
+        await self._route.call(lambda node: node.remove_snapshot(snapshot_id), repeat=False)
+
+    async def export_snapshot(self, snapshot_id: str) -> AsyncGenerator[bytes, None]:
+        """See :meth:`modeld.session.ModelService.export_snapshot`. An owner that is lost ends it."""
+        node = await self._route.current(sure=True)
+        async with contextlib.aclosing(node.export_snapshot(snapshot_id)) as pieces:
+            async for data in pieces:
+                yield data
+
+    async def import_snapshot(self, data: AsyncIterable[bytes], *, snapshot_id: str = "") -> SnapshotInfo:
+        """See :meth:`modeld.session.ModelService.import_snapshot`. An owner that is lost ends it."""
+        node = await self._route.current(sure=True)
+        return await node.import_snapshot(data, snapshot_id=snapshot_id)
+
     async def shutdown(self) -> None:
         """Ask the node that answered last to end, and no successor of it. It answers first."""
         if self._route.node is None:
@@ -175,25 +208,35 @@ class LeaderSession:
 
         return await self._route.call(ensured, repeat=True)
 
-    async def prefill_suffix(self, messages: Sequence[Message], *, think: str = "auto") -> SuffixStatus:
+    async def prefill_suffix(
+        self,
+        messages: Sequence[Message],
+        *,
+        think: str = "auto",
+        shift: bool | None = None,
+        truncate: bool | None = None,
+    ) -> SuffixStatus:
         """See :meth:`modeld.session.Session.prefill_suffix`.
 
-        :raises StaleEpochError: the owner that had the prefix is gone; nothing was done.
+        :raises StaleEpochError: the owner that had the prefix is gone, and its successor has it not; nothing was done.
         """
-        node = await self._holder()
-        return self._settled(node, await (await self._on(node)).prefill_suffix(messages, think=think))
+        self._require_open()
+        node = await self._route.current()
+        session = await self._on(node)
+        status = await session.prefill_suffix(messages, think=think, shift=shift, truncate=truncate)
+        return self._settled(node, status)
 
     def decode(self, options: DecodeOptions | None = None) -> LeaderStream:
-        """See :meth:`modeld.session.Session.decode`. A decode is not repeated on another owner: it has no tape there.
+        """See :meth:`modeld.session.Session.decode`. A decode that began is not repeated on another owner.
 
-        :raises StaleEpochError: from the stream: the owner that had the tape is gone.
+        :raises StaleEpochError: from the stream: the owner that had the tape is gone, and its successor has it not.
         """
         self._require_open()
 
         async def start(node: RemoteNode) -> RemoteStream:
             return (await self._on(node)).decode(options)
 
-        return LeaderStream(self._route, self._holder, start, self.settle)
+        return LeaderStream(self._route, self._route.current, start, self.settle)
 
     def turn(
         self,
@@ -202,6 +245,8 @@ class LeaderSession:
         tools: Sequence[Tool] = (),
         think: str = "auto",
         options: DecodeOptions | None = None,
+        shift: bool | None = None,
+        truncate: bool | None = None,
     ) -> LeaderStream:
         """See :meth:`modeld.session.Session.turn`.
 
@@ -219,7 +264,8 @@ class LeaderSession:
         asked = tuple(messages), tuple(tools)
 
         async def start(node: RemoteNode) -> RemoteStream:
-            return (await self._on(node)).turn(asked[0], tools=asked[1], think=think, options=options)
+            session = await self._on(node)
+            return session.turn(asked[0], tools=asked[1], think=think, options=options, shift=shift, truncate=truncate)
 
         return LeaderStream(self._route, self._route.current, start, self.settle, repeat=True)
 
@@ -234,9 +280,10 @@ class LeaderSession:
     async def snapshot(self) -> SnapshotInfo:
         """See :meth:`modeld.session.Session.snapshot`.
 
-        :raises StaleEpochError: the owner that had the tape is gone; nothing was saved.
+        :raises StaleEpochError: the owner that had the tape is gone, and its successor has it not; nothing was saved.
         """
-        return await (await self._on(await self._holder(sure=True))).snapshot()
+        self._require_open()
+        return await (await self._on(await self._route.current(sure=True))).snapshot()
 
     async def restore(self, snapshot_id: str) -> PrefixStatus:
         """See :meth:`modeld.session.Session.restore`."""
@@ -249,9 +296,10 @@ class LeaderSession:
     async def fork(self, name: str, *, workspace: str = "") -> LeaderSession:
         """See :meth:`modeld.session.Session.fork`.
 
-        :raises StaleEpochError: the owner that had the tape is gone; nothing was copied.
+        :raises StaleEpochError: the owner that had the tape is gone, and its successor has it not; nothing was copied.
         """
-        made = await (await self._on(await self._holder(sure=True))).fork(name, workspace=workspace)
+        self._require_open()
+        made = await (await self._on(await self._route.current(sure=True))).fork(name, workspace=workspace)
         handle = made.handle
         config = self._config and msgspec.structs.replace(self._config, workspace=handle.workspace, name=handle.name)
         copy = LeaderSession(self._route, handle, config)
@@ -296,20 +344,6 @@ class LeaderSession:
             # A handle does not say how the session was opened: context, KV type, class, pin.
             await node.open_session(self._handle.ref, self._config)
         return node.attach(self._handle)
-
-    async def _holder(self, *, sure: bool = False) -> RemoteNode:
-        """The owner, if it is the one that served this session last."""
-        self._require_open()
-        node = await self._route.current(sure=sure)
-        before, now = self._handle.epoch, node.record.epoch
-        if now != before:
-            raise StaleEpochError(
-                f"session {self._handle.name!r} was last served by epoch {before}, and its tape went with that owner; "
-                f"epoch {now} has none: call ensure_prefix or turn first",
-                epoch=before,
-                current=now,
-            )
-        return node
 
     def _require_open(self) -> None:
         if self._closed:

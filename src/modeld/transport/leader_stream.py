@@ -171,7 +171,7 @@ class LeaderStream(BatchedStream):
         fresh: list[StreamPart] = []
         for part in parts:
             if self._replay is not None:
-                if isinstance(part, ProgressPart):
+                if isinstance(part, ProgressPart) and part.total:
                     self._prompt_again = part.total - part.cached
                 try:
                     new = self._replay.fresh(part)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import Final
+from typing import Final, Literal
 
 from msgspec import Struct
 
 from modeld.session.values import (
+    AuditReport,
     ContextReport,
     InstalledModel,
     ModelDescription,
@@ -106,6 +107,8 @@ class PrefillSuffixRequest(Struct, frozen=True, kw_only=True):
     handle: SessionHandle
     messages: tuple[Message, ...] = ()
     think: str = "auto"
+    shift: bool | None = None
+    truncate: bool | None = None
 
 
 class DecodeRequest(Struct, frozen=True, kw_only=True):
@@ -125,6 +128,8 @@ class TurnRequest(Struct, frozen=True, kw_only=True):
     think: str = "auto"
     options: DecodeOptions | None = None
     request_id: str = ""
+    shift: bool | None = None
+    truncate: bool | None = None
 
 
 class CancelRequest(Struct, frozen=True, kw_only=True):
@@ -154,10 +159,38 @@ class ForkRequest(Struct, frozen=True, kw_only=True):
     workspace: str = ""
 
 
+class RemoveSessionRequest(Struct, frozen=True, kw_only=True):
+    """See :meth:`modeld.session.ModelService.remove_session`."""
+
+    name: str
+    workspace: str = "default"
+    model: str = ""
+
+
+class SnapshotRequest(Struct, frozen=True, kw_only=True):
+    """A call that needs nothing but the snapshot."""
+
+    snapshot_id: str
+
+
+class SnapshotInfos(Struct, frozen=True, kw_only=True):
+    """Answer of ``ListSnapshots``."""
+
+    snapshots: tuple[SnapshotInfo, ...] = ()
+
+
+class SnapshotChunk(Struct, frozen=True, kw_only=True):
+    """A piece of a snapshot's file; in the first one of an import the id may be named."""
+
+    data: bytes
+    snapshot_id: str = ""
+
+
 class Method(Struct, frozen=True):
     """One method of a service.
 
     :param reply: ``None`` for a stream of part frames.
+    :param chunks: whether request or reply is a stream of them.
     :param fenced: it changes something, so a caller that means another owner is refused.
     :param local: it is taken over the unix socket only.
     """
@@ -168,6 +201,7 @@ class Method(Struct, frozen=True):
     fenced: bool = False
     service: str = SERVICE
     local: bool = False
+    chunks: Literal["", "request", "reply"] = ""
 
     @property
     def path(self) -> str:
@@ -180,6 +214,7 @@ METHODS: Final = (
     Method("Status", Empty, NodeStatus),
     Method("ListModels", Empty, InstalledModels),
     Method("ListSessions", Empty, SessionInfos),
+    Method("Audit", Empty, AuditReport),
     Method("Describe", ModelRequest, ModelDescription),
     Method("Load", LoadRequest, NodeStatus, fenced=True),
     Method("Unload", UnloadRequest, NodeStatus, fenced=True),
@@ -193,6 +228,11 @@ METHODS: Final = (
     Method("Snapshot", SessionRequest, SnapshotInfo, fenced=True),
     Method("Restore", RestoreRequest, PrefixStatus, fenced=True),
     Method("Fork", ForkRequest, SessionHandle, fenced=True),
+    Method("RemoveSession", RemoveSessionRequest, Empty, fenced=True),
+    Method("ListSnapshots", Empty, SnapshotInfos),
+    Method("RemoveSnapshot", SnapshotRequest, Empty, fenced=True),
+    Method("ExportSnapshot", SnapshotRequest, SnapshotChunk, chunks="reply"),
+    Method("ImportSnapshot", SnapshotChunk, SnapshotInfo, fenced=True, chunks="request"),
     Method("Shutdown", Empty, Empty, fenced=True),
 )
 """Of the service ``Node``; :mod:`modeld.transport.repository_methods` has the other."""

@@ -9,7 +9,8 @@ the KV shows as a wrong answer. Messages that begin with a command do more:
     !fail           lets the step fail
 
 With thinking on, the answer begins with one thought. A model name ``fake:delay=0.01,window=512`` sets seconds per token
-and the trained window.
+and the trained window; with ``whole=1`` a sequence can only be shared, saved and forgotten as a whole, as that of a
+recurrent model.
 """
 
 from __future__ import annotations
@@ -77,14 +78,20 @@ class FakeBackend:
     eos = END
     add_bos = False
     tokenizer_digest = hashlib.sha256(b"one rune is one token").hexdigest()
+    vocabulary = 0x110000
+    kv_layout = "runes"
     shares = True
+    longest = 4
+    grows = True
 
     def __init__(self, request: Load) -> None:
         self._cells: dict[int, dict[int, list[int]]] = {}
         self._limit = request.cells
         self._sequences = request.sequences
         self._batch = request.batch
-        self._delay = fake_settings(request.name)["delay"]
+        settings = fake_settings(request.name)
+        self._delay = settings["delay"]
+        self.shares = not settings["whole"]
         self._abort = False
         self.rows: list[int] = []
 
@@ -130,6 +137,8 @@ class FakeBackend:
     def remove(self, sequence: int, start: int, end: int = -1) -> bool:
         """Take the sequence off these cells."""
         cells = self._cells.setdefault(sequence, {})
+        if not self.shares and start and len(cells) > start:
+            return False
         for position in [p for p in cells if p >= start and (end < 0 or p < end)]:
             del cells[position]
         return True
@@ -137,17 +146,23 @@ class FakeBackend:
     def share(self, source: int, target: int, start: int = 0, end: int = -1) -> None:
         """Let the target hold the same cells."""
         cells = self._cells.setdefault(target, {})
+        self._check_whole(len(self._cells.get(source, {})), start, end)
         for position, cell in self._cells.get(source, {}).items():
             if position >= start and (end < 0 or position < end):
                 assert position not in cells, f"sequence {target} holds position {position} twice"
-                cells[position] = cell
+                cells[position] = cell if self.shares else list(cell)
 
     def tape(self, sequence: int) -> list[int]:
         """The tokens that a sequence holds."""
         return [cell[0] for _, cell in sorted(self._cells.get(sequence, {}).items())]
 
+    def length(self, sequence: int) -> int:
+        """Tokens of the tape."""
+        return len(self.tape(sequence))
+
     def save(self, sequence: int, start: int = 0, end: int = -1) -> bytes:
         """Position and text of the cells."""
+        self._check_whole(len(self.tape(sequence)), start, end)
         held = self.tape(sequence)[start : None if end < 0 else end]
         return f"{start}:{''.join(map(chr, held))}".encode("utf-8", "surrogatepass")
 
@@ -161,11 +176,15 @@ class FakeBackend:
         if self.used() + len(saved) > self._limit:
             return False
         cells = self._cells.setdefault(sequence, {})
+        self._check_whole(len(saved), start, end)
         for position, cell in saved.items():
             if position >= start and (end < 0 or position < end):
                 assert position not in cells, f"sequence {sequence} holds position {position} twice"
                 cells[position] = cell
         return True
+
+    def _check_whole(self, held: int, start: int, end: int) -> None:
+        assert self.shares or (start, end) in ((0, -1), (0, held)), f"[{start}, {end}) of {held} cells is not all"
 
     def request_abort(self) -> None:
         """End the step that runs."""

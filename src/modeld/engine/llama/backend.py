@@ -7,24 +7,34 @@ import hashlib
 from typing import Any
 
 from modeld.engine.backend import Slice, StepResult
+from modeld.engine.llama.cells import Cells
 from modeld.engine.llama.sampler import LlamaSampler
 from modeld.engine.protocol import Load
 from modeld.errors import ModelLoadError
 from modeld.types import DecodeOptions
 
 
+def shares_parts(native: Any, model: Any) -> bool:
+    """Whether a part of a sequence can be shared and forgotten: a recurrent state is one for the whole sequence."""
+    return not (native.llama_model_is_recurrent(model) or native.llama_model_is_hybrid(model))
+
+
+def guarded_window(native: Any, model: Any) -> int:
+    """The window of a model whose sequences need a guard (:class:`Cells`); 0: it has none, or only goes on."""
+    return int(native.llama_model_n_swa(model)) if shares_parts(native, model) else 0
+
+
 class LlamaBackend:
     """One model, one context, one batch. Used by one thread, but for :meth:`request_abort`."""
 
-    def __init__(self, native: Any, model: Any, context: Any, request: Load) -> None:
+    def __init__(self, native: Any, model: Any, context: Any, request: Load, kv_layout: str) -> None:
+        self.kv_layout = kv_layout
         self._n = native
         self._model = model
         self._context = context
-        self._memory = native.llama_get_memory(context)
         self._vocab = native.llama_model_get_vocab(model)
         self._batch = native.llama_batch_init(request.batch, 0, 1)
         self._limit = request.batch
-        self._scratch = request.sequences
         self._rows: list[int] = []
         self._pieces: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}
@@ -32,8 +42,9 @@ class LlamaBackend:
             self._batch.n_seq_id[i] = 1
         self.vocabulary: int = native.llama_vocab_n_tokens(self._vocab)
         self._flag = self._install_abort()
-        # A recurrent state is one for the whole sequence. Windowed layers keep all cells (``swa_full``).
-        self.shares = not (native.llama_model_is_recurrent(model) or native.llama_model_is_hybrid(model))
+        self.shares = shares_parts(native, model)
+        self._cells = Cells(native, context, request.sequences, guarded_window(native, model))
+        self.grows = not native.llama_model_is_recurrent(model)
         self.add_bos = bool(native.llama_vocab_get_add_bos(self._vocab))
         self.bos, self.eos = (
             self.piece(token).decode("utf-8", "replace") if token >= 0 else ""
@@ -42,6 +53,9 @@ class LlamaBackend:
         template = native.llama_model_chat_template(model, None)
         self.template_source = "" if template is None else template.decode("utf-8", "replace")
         self.tokenizer_digest = self._tokenizer_digest()
+        # Others may throw text away before they look at it.
+        known = native.llama_vocab_type(self._vocab) in (native.LLAMA_VOCAB_TYPE_SPM, native.LLAMA_VOCAB_TYPE_BPE)
+        self.longest = self._longest_piece() if known else 0
 
     def _install_abort(self) -> Any:
         """Let the processor backend ask, between graph nodes, whether to stop.
@@ -63,6 +77,15 @@ class LlamaBackend:
             sha.update(native.llama_vocab_get_text(vocab, token) or b"")
             sha.update(b"\0")
         return sha.hexdigest()
+
+    def _longest_piece(self) -> int:
+        # A token's text is never shorter than its bytes: few have to be looked at. A lone character that the vocabulary
+        # does not have is one token of up to 4 bytes.
+        longest = 4
+        for token in range(self.vocabulary):
+            if len(self._n.llama_vocab_get_text(self._vocab, token) or b"") > longest:
+                longest = max(longest, len(self.piece(token)))
+        return longest
 
     def tokenize(self, text: bytes, *, add_special: bool) -> list[int]:
         """Token ids; text that spells a control token becomes that token."""
@@ -104,7 +127,7 @@ class LlamaBackend:
             for token in part.tokens:
                 tokens[i] = token
                 positions[i] = position
-                sequences[i][0] = part.sequence
+                sequences[i][0] = part.sequence + 1
                 wanted[i] = 0
                 position += 1
                 i += 1
@@ -117,6 +140,8 @@ class LlamaBackend:
         self._rows = rows
         result = self._n.llama_decode(self._context, batch)
         if result == 0:
+            for part in slices:
+                self._cells.computed(part.sequence, part.start + len(part.tokens))
             return StepResult.OK
         return {1: StepResult.NO_SPACE, 2: StepResult.ABORTED}.get(result, StepResult.FAILED)
 
@@ -131,9 +156,13 @@ class LlamaBackend:
         """Logits of the last step's ``row``-th slice that wanted them; for tests and tools, slow."""
         return list(self._n.llama_get_logits_ith(self._context, self._rows[row])[: self.vocabulary])
 
+    def length(self, sequence: int) -> int:
+        """Its last position is one less; -1 is none."""
+        return self._cells.length(sequence)
+
     def remove(self, sequence: int, start: int, end: int = -1) -> bool:
         """Take the sequence off these cells."""
-        if self._n.llama_memory_seq_rm(self._memory, sequence, start, end):
+        if self._cells.remove(sequence, start, end):
             return True
         if start == 0 and end < 0:
             raise ModelLoadError(f"llama.cpp cannot clear sequence {sequence}")
@@ -141,33 +170,15 @@ class LlamaBackend:
 
     def share(self, source: int, target: int, start: int = 0, end: int = -1) -> None:
         """Mark the source's cells as the target's too."""
-        self._n.llama_memory_seq_cp(self._memory, source, target, start, end)
+        self._cells.share(source, target, start, end)
 
     def save(self, sequence: int, start: int = 0, end: int = -1) -> bytes:
-        """The state of a sequence, always written as that of the scratch sequence: the bytes name their sequence."""
-        self.share(sequence, self._scratch, start, end)
-        try:
-            return self._read(self._scratch)
-        finally:
-            self.remove(self._scratch, 0)
-
-    def _read(self, sequence: int) -> bytes:
-        size = self._n.llama_state_seq_get_size(self._context, sequence)
-        buffer = (ctypes.c_uint8 * size)()
-        written = self._n.llama_state_seq_get_data(self._context, buffer, size, sequence)
-        return bytes(memoryview(buffer)[:written])
+        """The state of a sequence, or of a part of it."""
+        return self._cells.save(sequence, start, end)
 
     def restore(self, sequence: int, state: bytes, start: int = 0, end: int = -1) -> bool:
         """``llama_state_seq_set_data``, then read back: only a state that reads back equal counts as restored."""
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        try:
-            read = self._n.llama_state_seq_set_data(self._context, buffer, len(state), self._scratch)
-            if read != len(state) or self._read(self._scratch) != state:
-                return False
-            self.share(self._scratch, sequence, start, end)
-            return True
-        finally:
-            self.remove(self._scratch, 0)
+        return self._cells.restore(sequence, state, start, end)
 
     def request_abort(self) -> None:
         """Raise the flag that the native callback reads."""

@@ -43,6 +43,7 @@ class LlamaRuntime:
             ) from error
         self.native: Any = native
         self._log: deque[str] = deque(maxlen=20)
+        self._flash = ""
         callback = native.llama_log_callback(self._take_log)
         self._callbacks.append(callback)
         native.llama_log_set(callback, None)
@@ -56,10 +57,11 @@ class LlamaRuntime:
 
         :raises ModelLoadError: llama.cpp refused; the message holds its own last words.
         """
-        from modeld.engine.llama.backend import LlamaBackend
+        from modeld.engine.llama.backend import LlamaBackend, guarded_window
 
         native = self.native
         self._log.clear()
+        self._flash = ""
         model_params = native.llama_model_default_params()
         model_params.n_gpu_layers = 0 if request.gpu_layers == 0 else 0x7FFFFFFF
         model = native.llama_model_load_from_file(os.fsencode(request.path), model_params)
@@ -70,7 +72,16 @@ class LlamaRuntime:
         ):
             native.llama_model_free(model)
             raise ModelLoadError(f"{request.name} cannot generate text: it has no decoder or no vocabulary")
-        context = native.llama_init_from_model(model, self._context_params(request))
+        # Beside the sessions' own: one through which state is saved and restored, and guards of windowed layers.
+        ids = request.sequences * (2 if guarded_window(native, model) else 1) + 1
+        if ids > (most := native.llama_max_parallel_sequences()):
+            native.llama_model_free(model)
+            raise CapacityError(
+                f"{request.sequences} sequences of {request.name} need {ids} ids and llama.cpp has {most}; "
+                f"{(most - 1) // 2} sequences would do with any model",
+                sequences=request.sequences,
+            )
+        context = native.llama_init_from_model(model, self._context_params(request, ids))
         if not context:
             native.llama_model_free(model)
             raise CapacityError(
@@ -79,14 +90,13 @@ class LlamaRuntime:
                 cells=request.cells,
                 kv_type=request.kv_type,
             )
-        return LlamaBackend(native, model, context, request)
+        return LlamaBackend(native, model, context, request, self._kv_layout())
 
-    def _context_params(self, request: Load) -> Any:
+    def _context_params(self, request: Load, ids: int) -> Any:
         params = self.native.llama_context_default_params()
         params.n_ctx = request.cells
         params.n_batch = params.n_ubatch = request.batch
-        # One more than sessions get: state is saved and restored through a sequence of its own.
-        params.n_seq_max = request.sequences + 1
+        params.n_seq_max = ids
         # Logits are wanted for one token of a sequence at most; the default keeps a row for each token of a batch,
         # which is 311 MB at a vocabulary of 152,000.
         params.n_outputs_max = params.n_seq_max
@@ -94,15 +104,21 @@ class LlamaRuntime:
         params.type_k = params.type_v = KV_TYPES[request.kv_type]
         # One cache for all sequences, so that a prefix can be shared (seq_cp) without copying it.
         params.kv_unified = True
-        # The plan counts full KV for windowed layers, and a cut in the middle needs all cells.
+        # The plan counts full KV for windowed layers, and a cut in the middle needs all cells (see Cells).
         params.swa_full = True
         return params
+
+    def _kv_layout(self) -> str:
+        """Whether llama.cpp chose flash attention (it transposes V without it) is to be had from its log alone."""
+        return f"{self._flash or 'flash attention: auto'}; one stream; all cells of windowed layers"
 
     def last_words(self) -> str:
         """What the library logged last as errors."""
         return "; ".join(self._log) or "it gave no reason"
 
     def _take_log(self, level: int, text: bytes, _: Any) -> None:
+        if b"Flash Attention" in text:
+            self._flash = text.decode("utf-8", "replace").rpartition(": ")[2].strip()[:100]
         if level == _LOG_ERROR:
             self._log.append(text.decode("utf-8", "replace").strip()[:300])
 

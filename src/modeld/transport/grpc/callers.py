@@ -30,8 +30,11 @@ class Callers:
     def __init__(self) -> None:
         self._seen: dict[tuple[str, int, str], tuple[float, int]] = {}
 
-    def heard(self, context: Any) -> None:
-        """A call came."""
+    def heard(self, context: Any) -> str:
+        """A call came.
+
+        :returns: a name for its client, for :data:`modeld.node.caller.CALLER`.
+        """
         said = next((str(value) for key, value in context.invocation_metadata() or () if key == CLIENT_KEY), "")
         match = _CLIENT.fullmatch(said)
         peer = context.peer()
@@ -42,6 +45,7 @@ class Callers:
         self._seen[key] = (monotonic(), calls + 1)
         if len(self._seen) > _MOST:
             del self._seen[next(iter(self._seen))]
+        return " ".join(map(str, key))
 
     def latest(self) -> tuple[ClientInfo, ...]:
         """Those of the last minute, the latest first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -12,6 +12,7 @@ import msgspec
 
 from modeld.errors import DeadlineExceededError, SessionClosedError
 from modeld.session.values import (
+    AuditReport,
     ContextReport,
     InstalledModel,
     ModelDescription,
@@ -24,6 +25,7 @@ from modeld.session.values import (
     SnapshotInfo,
     SuffixStatus,
 )
+from modeld.transport.grpc.chunks import download, upload
 from modeld.transport.grpc.options import NO_ACCESS, Access
 from modeld.transport.grpc.repository_client import RemoteRepository
 from modeld.transport.grpc.stream import RemoteStream
@@ -40,9 +42,12 @@ from modeld.transport.methods import (
     LoadRequest,
     ModelRequest,
     PrefillSuffixRequest,
+    RemoveSessionRequest,
     RestoreRequest,
     SessionInfos,
     SessionRequest,
+    SnapshotInfos,
+    SnapshotRequest,
     TurnRequest,
     UnloadRequest,
     identity_proof,
@@ -135,6 +140,31 @@ class RemoteNode:
         """See :meth:`modeld.session.ModelService.sessions`."""
         return list((await self._wire.call("ListSessions", Empty(), SessionInfos)).sessions)
 
+    async def audit(self) -> AuditReport:
+        """See :meth:`modeld.session.ModelService.audit`."""
+        return await self._wire.call("Audit", Empty(), AuditReport)
+
+    async def remove_session(self, name: str, *, workspace: str = "default", model: str = "") -> None:
+        """See :meth:`modeld.session.ModelService.remove_session`."""
+        request = RemoveSessionRequest(name=name, workspace=workspace, model=model)
+        await self._wire.call("RemoveSession", request, Empty)
+
+    async def snapshots(self) -> list[SnapshotInfo]:
+        """See :meth:`modeld.session.ModelService.snapshots`."""
+        return list((await self._wire.call("ListSnapshots", Empty(), SnapshotInfos)).snapshots)
+
+    async def remove_snapshot(self, snapshot_id: str) -> None:
+        """See :meth:`modeld.session.ModelService.remove_snapshot`."""
+        await self._wire.call("RemoveSnapshot", SnapshotRequest(snapshot_id=snapshot_id), Empty)
+
+    def export_snapshot(self, snapshot_id: str) -> AsyncGenerator[bytes, None]:
+        """See :meth:`modeld.session.ModelService.export_snapshot`."""
+        return download(self._wire, snapshot_id)
+
+    async def import_snapshot(self, data: AsyncIterable[bytes], *, snapshot_id: str = "") -> SnapshotInfo:
+        """See :meth:`modeld.session.ModelService.import_snapshot`."""
+        return await upload(self._wire, data, snapshot_id)
+
     async def shutdown(self) -> None:
         """Ask the node to end. It answers first; that it is gone shows in its lock."""
         await self._wire.call("Shutdown", Empty(), Empty)
@@ -164,9 +194,18 @@ class RemoteSession:
         self._follow(status.receipt)
         return status
 
-    async def prefill_suffix(self, messages: Sequence[Message], *, think: str = "auto") -> SuffixStatus:
+    async def prefill_suffix(
+        self,
+        messages: Sequence[Message],
+        *,
+        think: str = "auto",
+        shift: bool | None = None,
+        truncate: bool | None = None,
+    ) -> SuffixStatus:
         """See :meth:`modeld.session.Session.prefill_suffix`."""
-        request = PrefillSuffixRequest(handle=self._live_handle(), messages=tuple(messages), think=think)
+        request = PrefillSuffixRequest(
+            handle=self._live_handle(), messages=tuple(messages), think=think, shift=shift, truncate=truncate
+        )
         status = await self._wire.call("PrefillSuffix", request, SuffixStatus)
         self._follow(status.receipt)
         return status
@@ -188,10 +227,18 @@ class RemoteSession:
         tools: Sequence[Tool] = (),
         think: str = "auto",
         options: DecodeOptions | None = None,
+        shift: bool | None = None,
+        truncate: bool | None = None,
     ) -> RemoteStream:
         """See :meth:`modeld.session.Session.turn`."""
         template = TurnRequest(
-            handle=self._live_handle(), messages=tuple(messages), tools=tuple(tools), think=think, options=options
+            handle=self._live_handle(),
+            messages=tuple(messages),
+            tools=tuple(tools),
+            think=think,
+            options=options,
+            shift=shift,
+            truncate=truncate,
         )
         # The handle of the moment it starts: another call may have moved the generation on.
         return RemoteStream(

@@ -12,7 +12,7 @@ import logging
 import os
 import stat
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, cast
 
@@ -23,6 +23,7 @@ from msgspec import Struct, structs
 
 from modeld._version import __version__
 from modeld.errors import InvalidRequestError, NodeError, PermissionDeniedError, StaleEpochError
+from modeld.node.caller import CALLER
 from modeld.node.gateway import RepositoryService
 from modeld.session.contract import ModelService, PartStream, Session
 from modeld.session.values import NodeStatus
@@ -30,6 +31,7 @@ from modeld.transport.convert import from_bytes, to_bytes
 from modeld.transport.errors import DETAILS_KEY, public_error, to_status
 from modeld.transport.grpc.auth import TokenRequired
 from modeld.transport.grpc.callers import Callers
+from modeld.transport.grpc.chunks import ChunkCalls
 from modeld.transport.grpc.options import server_options, target
 from modeld.transport.grpc.relay import Context, StreamRelay
 from modeld.transport.grpc.repository_server import RepositoryCalls
@@ -50,9 +52,12 @@ from modeld.transport.methods import (
     Method,
     ModelRequest,
     PrefillSuffixRequest,
+    RemoveSessionRequest,
     RestoreRequest,
     SessionInfos,
     SessionRequest,
+    SnapshotInfos,
+    SnapshotRequest,
     TurnRequest,
     identity_proof,
 )
@@ -62,6 +67,8 @@ from modeld.transport.security import TLS_SCHEME, Listener, require_loopback
 log = logging.getLogger(__name__)
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
+
+_METHODS = {method.name: method for method in METHODS}
 
 
 class GrpcServer:
@@ -87,6 +94,7 @@ class GrpcServer:
         self._epoch = epoch
         self._on_shutdown = on_shutdown
         self._streams = StreamRelay()
+        self._chunks = ChunkCalls(service)
         self._callers = Callers()
         self._health = health.aio.HealthServicer()
         self._servers: list[grpc.aio.Server] = []
@@ -151,13 +159,11 @@ class GrpcServer:
         streams = {
             "Decode": lambda request, context: self._streams.relay(request.request_id, self._decode(request), context),
             "Turn": lambda request, context: self._streams.relay(request.request_id, self._turn(request), context),
+            "ExportSnapshot": self._chunks.send,
         }
-        return {
-            method.name: self._unary(method, calls[method.name])
-            if method.reply
-            else self._streaming(method, streams[method.name])
-            for method in METHODS
-        }
+        served = {name: self._unary(_METHODS[name], call) for name, call in calls.items()}
+        served |= {name: self._streaming(_METHODS[name], relay) for name, relay in streams.items()}
+        return {**served, "ImportSnapshot": self._receiving(_METHODS["ImportSnapshot"])}
 
     def _repository_handlers(self, gateway: RepositoryService, local: bool) -> dict[str, Handler]:
         served = RepositoryCalls(gateway)
@@ -172,7 +178,7 @@ class GrpcServer:
     def _unary(self, method: Method, call: Callable[[Any], Awaitable[Struct]]) -> Handler:
         async def handle(data: bytes, context: Context) -> bytes:
             try:
-                self._callers.heard(context)
+                CALLER.set(self._callers.heard(context))
                 self._check_epoch(method, context)
                 reply = to_bytes(await call(from_bytes(method.request, data)))
             except Exception as error:
@@ -187,7 +193,7 @@ class GrpcServer:
     def _streaming(self, method: Method, relay: Callable[[Any, Context], Awaitable[None]]) -> Handler:
         async def handle(data: bytes, context: Context) -> None:
             try:
-                self._callers.heard(context)
+                CALLER.set(self._callers.heard(context))
                 self._check_epoch(method, context)
                 await relay(from_bytes(method.request, data), context)
             except grpc.aio.InternalError:
@@ -197,6 +203,17 @@ class GrpcServer:
                 await _abort(context, method, error)
 
         return grpc.unary_stream_rpc_method_handler(cast("Any", handle))
+
+    def _receiving(self, method: Method) -> Handler:
+        async def handle(requests: AsyncIterator[bytes], context: Context) -> bytes:
+            try:
+                self._callers.heard(context)
+                self._check_epoch(method, context)
+                return to_bytes(await self._chunks.receive(requests))
+            except Exception as error:
+                await _abort(context, method, error)
+
+        return grpc.stream_unary_rpc_method_handler(cast("Any", handle))
 
     def _check_epoch(self, method: Method, context: Context) -> None:
         if not method.fenced:
@@ -223,6 +240,7 @@ class GrpcServer:
             "Status": self._status,
             "ListModels": self._list_models,
             "ListSessions": self._list_sessions,
+            "Audit": lambda request: self._service.audit(),
             "Describe": lambda request: self._service.describe(request.ref, request.config),
             "Load": lambda request: self._service.load(request.ref, request.config, generation=request.generation),
             "Unload": lambda request: self._service.unload(generation=request.generation),
@@ -234,6 +252,9 @@ class GrpcServer:
             "Snapshot": lambda request: self._session(request).snapshot(),
             "Restore": self._restore,
             "Fork": self._fork,
+            "RemoveSession": self._remove_session,
+            "ListSnapshots": self._list_snapshots,
+            "RemoveSnapshot": self._remove_snapshot,
             "Shutdown": self._shutdown,
         }
 
@@ -271,14 +292,21 @@ class GrpcServer:
         return await self._session(request).ensure_prefix(request.messages, request.tools)
 
     async def _prefill_suffix(self, request: PrefillSuffixRequest) -> Struct:
-        return await self._session(request).prefill_suffix(request.messages, think=request.think)
+        return await self._session(request).prefill_suffix(
+            request.messages, think=request.think, shift=request.shift, truncate=request.truncate
+        )
 
     def _decode(self, request: DecodeRequest) -> PartStream:
         return self._session(request).decode(request.options)
 
     def _turn(self, request: TurnRequest) -> PartStream:
         return self._session(request).turn(
-            request.messages, tools=request.tools, think=request.think, options=request.options
+            request.messages,
+            tools=request.tools,
+            think=request.think,
+            options=request.options,
+            shift=request.shift,
+            truncate=request.truncate,
         )
 
     async def _cancel(self, request: CancelRequest) -> CancelReply:
@@ -289,6 +317,17 @@ class GrpcServer:
 
     async def _fork(self, request: ForkRequest) -> Struct:
         return (await self._session(request).fork(request.name, workspace=request.workspace)).handle
+
+    async def _remove_session(self, request: RemoveSessionRequest) -> Empty:
+        await self._service.remove_session(request.name, workspace=request.workspace, model=request.model)
+        return Empty()
+
+    async def _list_snapshots(self, request: Empty) -> SnapshotInfos:
+        return SnapshotInfos(snapshots=tuple(await self._service.snapshots()))
+
+    async def _remove_snapshot(self, request: SnapshotRequest) -> Empty:
+        await self._service.remove_snapshot(request.snapshot_id)
+        return Empty()
 
     async def _shutdown(self, request: Empty) -> Empty:
         return request

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=Struct)
 StreamCall = grpc.aio.UnaryStreamCall[bytes, bytes]
+UploadCall = grpc.aio.StreamUnaryCall[bytes, bytes]
 
 
 class Wire:
@@ -43,10 +44,12 @@ class Wire:
         self._channel = channel = open_channel(endpoint, access)
         methods = (*METHODS, *REPOSITORY_METHODS)
         self._unary: dict[str, grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]] = {
-            method.path: channel.unary_unary(method.path) for method in methods if method.reply
+            method.path: channel.unary_unary(method.path) for method in methods if method.reply and not method.chunks
         }
         self._streaming: dict[str, grpc.aio.UnaryStreamMultiCallable[bytes, bytes]] = {
-            method.path: channel.unary_stream(method.path) for method in methods if not method.reply
+            method.path: channel.unary_stream(method.path)
+            for method in methods
+            if not method.reply or method.chunks == "reply"
         }
 
     async def aclose(self) -> None:
@@ -74,6 +77,11 @@ class Wire:
     def stream(self, name: str, data: bytes, *, service: str = SERVICE) -> StreamCall:
         """Start a streaming method of the wire."""
         return self._streaming[f"/{service}/{name}"](data, metadata=self._metadata, timeout=self._timeout)
+
+    def upload(self, name: str) -> UploadCall:
+        """Start a method of the wire that takes a stream."""
+        # Made for each call: one in a lifetime is many.
+        return self._channel.stream_unary(f"/{SERVICE}/{name}")(metadata=self._metadata, timeout=self._timeout)
 
     def encode(self, request: Struct) -> bytes:
         """``request`` as bytes.

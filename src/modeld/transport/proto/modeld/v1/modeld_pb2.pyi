@@ -79,14 +79,18 @@ class EnsurePrefixRequest(_message.Message):
     def __init__(self, handle: _Optional[_Union[SessionHandle, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ...) -> None: ...
 
 class PrefillSuffixRequest(_message.Message):
-    __slots__ = ("handle", "messages", "think")
+    __slots__ = ("handle", "messages", "think", "shift", "truncate")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     THINK_FIELD_NUMBER: _ClassVar[int]
+    SHIFT_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_FIELD_NUMBER: _ClassVar[int]
     handle: SessionHandle
     messages: _containers.RepeatedCompositeFieldContainer[Message]
     think: str
-    def __init__(self, handle: _Optional[_Union[SessionHandle, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., think: _Optional[str] = ...) -> None: ...
+    shift: bool
+    truncate: bool
+    def __init__(self, handle: _Optional[_Union[SessionHandle, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., think: _Optional[str] = ..., shift: _Optional[bool] = ..., truncate: _Optional[bool] = ...) -> None: ...
 
 class DecodeRequest(_message.Message):
     __slots__ = ("handle", "options", "request_id")
@@ -99,20 +103,24 @@ class DecodeRequest(_message.Message):
     def __init__(self, handle: _Optional[_Union[SessionHandle, _Mapping]] = ..., options: _Optional[_Union[DecodeOptions, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class TurnRequest(_message.Message):
-    __slots__ = ("handle", "messages", "tools", "think", "options", "request_id")
+    __slots__ = ("handle", "messages", "tools", "think", "options", "request_id", "shift", "truncate")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     TOOLS_FIELD_NUMBER: _ClassVar[int]
     THINK_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SHIFT_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_FIELD_NUMBER: _ClassVar[int]
     handle: SessionHandle
     messages: _containers.RepeatedCompositeFieldContainer[Message]
     tools: _containers.RepeatedCompositeFieldContainer[Tool]
     think: str
     options: DecodeOptions
     request_id: str
-    def __init__(self, handle: _Optional[_Union[SessionHandle, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., think: _Optional[str] = ..., options: _Optional[_Union[DecodeOptions, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    shift: bool
+    truncate: bool
+    def __init__(self, handle: _Optional[_Union[SessionHandle, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., think: _Optional[str] = ..., options: _Optional[_Union[DecodeOptions, _Mapping]] = ..., request_id: _Optional[str] = ..., shift: _Optional[bool] = ..., truncate: _Optional[bool] = ...) -> None: ...
 
 class CancelRequest(_message.Message):
     __slots__ = ("request_id",)
@@ -143,6 +151,36 @@ class ForkRequest(_message.Message):
     name: str
     workspace: str
     def __init__(self, handle: _Optional[_Union[SessionHandle, _Mapping]] = ..., name: _Optional[str] = ..., workspace: _Optional[str] = ...) -> None: ...
+
+class RemoveSessionRequest(_message.Message):
+    __slots__ = ("name", "workspace", "model")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WORKSPACE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    workspace: str
+    model: str
+    def __init__(self, name: _Optional[str] = ..., workspace: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+
+class SnapshotRequest(_message.Message):
+    __slots__ = ("snapshot_id",)
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    snapshot_id: str
+    def __init__(self, snapshot_id: _Optional[str] = ...) -> None: ...
+
+class SnapshotInfos(_message.Message):
+    __slots__ = ("snapshots",)
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    snapshots: _containers.RepeatedCompositeFieldContainer[SnapshotInfo]
+    def __init__(self, snapshots: _Optional[_Iterable[_Union[SnapshotInfo, _Mapping]]] = ...) -> None: ...
+
+class SnapshotChunk(_message.Message):
+    __slots__ = ("data", "snapshot_id")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_ID_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    snapshot_id: str
+    def __init__(self, data: _Optional[bytes] = ..., snapshot_id: _Optional[str] = ...) -> None: ...
 
 class RegisterBackendRequest(_message.Message):
     __slots__ = ("backend", "secret", "replace")
@@ -417,7 +455,7 @@ class ReuseStop(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., token: _Optional[int] = ..., message_index: _Optional[int] = ..., character: _Optional[int] = ..., old: _Optional[str] = ..., new: _Optional[str] = ..., detail: _Optional[str] = ..., tokens: _Optional[int] = ..., seconds: _Optional[float] = ..., advice: _Optional[str] = ...) -> None: ...
 
 class Receipt(_message.Message):
-    __slots__ = ("reused", "restored", "prefilled", "dropped", "resident", "window", "generation", "rebound", "stop", "queue_seconds", "prefill_seconds", "decode_seconds")
+    __slots__ = ("reused", "restored", "prefilled", "dropped", "resident", "window", "generation", "rebound", "stop", "queue_seconds", "prefill_seconds", "decode_seconds", "left", "left_tokens", "recomputed")
     REUSED_FIELD_NUMBER: _ClassVar[int]
     RESTORED_FIELD_NUMBER: _ClassVar[int]
     PREFILLED_FIELD_NUMBER: _ClassVar[int]
@@ -430,6 +468,9 @@ class Receipt(_message.Message):
     QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_SECONDS_FIELD_NUMBER: _ClassVar[int]
     DECODE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    LEFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTED_FIELD_NUMBER: _ClassVar[int]
     reused: int
     restored: int
     prefilled: int
@@ -442,7 +483,10 @@ class Receipt(_message.Message):
     queue_seconds: float
     prefill_seconds: float
     decode_seconds: float
-    def __init__(self, reused: _Optional[int] = ..., restored: _Optional[int] = ..., prefilled: _Optional[int] = ..., dropped: _Optional[int] = ..., resident: _Optional[int] = ..., window: _Optional[int] = ..., generation: _Optional[int] = ..., rebound: _Optional[bool] = ..., stop: _Optional[_Union[ReuseStop, _Mapping]] = ..., queue_seconds: _Optional[float] = ..., prefill_seconds: _Optional[float] = ..., decode_seconds: _Optional[float] = ...) -> None: ...
+    left: int
+    left_tokens: int
+    recomputed: int
+    def __init__(self, reused: _Optional[int] = ..., restored: _Optional[int] = ..., prefilled: _Optional[int] = ..., dropped: _Optional[int] = ..., resident: _Optional[int] = ..., window: _Optional[int] = ..., generation: _Optional[int] = ..., rebound: _Optional[bool] = ..., stop: _Optional[_Union[ReuseStop, _Mapping]] = ..., queue_seconds: _Optional[float] = ..., prefill_seconds: _Optional[float] = ..., decode_seconds: _Optional[float] = ..., left: _Optional[int] = ..., left_tokens: _Optional[int] = ..., recomputed: _Optional[int] = ...) -> None: ...
 
 class TextPart(_message.Message):
     __slots__ = ("text",)
@@ -483,14 +527,20 @@ class ToolCallEnd(_message.Message):
     def __init__(self, index: _Optional[int] = ..., provider_meta: _Optional[str] = ...) -> None: ...
 
 class ProgressPart(_message.Message):
-    __slots__ = ("cached", "done", "total")
+    __slots__ = ("cached", "done", "total", "position", "rate", "seconds_left")
     CACHED_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_LEFT_FIELD_NUMBER: _ClassVar[int]
     cached: int
     done: int
     total: int
-    def __init__(self, cached: _Optional[int] = ..., done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
+    position: int
+    rate: float
+    seconds_left: float
+    def __init__(self, cached: _Optional[int] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., position: _Optional[int] = ..., rate: _Optional[float] = ..., seconds_left: _Optional[float] = ...) -> None: ...
 
 class WarningPart(_message.Message):
     __slots__ = ("code", "message")
@@ -635,7 +685,7 @@ class Segment(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., stable: _Optional[bool] = ..., message_index: _Optional[int] = ..., characters: _Optional[int] = ...) -> None: ...
 
 class Manifest(_message.Message):
-    __slots__ = ("engine", "engine_build", "model_digest", "template_digest", "tokenizer_digest", "add_bos", "kv_type", "adapters")
+    __slots__ = ("engine", "engine_build", "model_digest", "template_digest", "tokenizer_digest", "add_bos", "kv_type", "adapters", "kv_layout")
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     ENGINE_BUILD_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -644,6 +694,7 @@ class Manifest(_message.Message):
     ADD_BOS_FIELD_NUMBER: _ClassVar[int]
     KV_TYPE_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    KV_LAYOUT_FIELD_NUMBER: _ClassVar[int]
     engine: str
     engine_build: str
     model_digest: str
@@ -652,7 +703,8 @@ class Manifest(_message.Message):
     add_bos: bool
     kv_type: str
     adapters: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, engine: _Optional[str] = ..., engine_build: _Optional[str] = ..., model_digest: _Optional[str] = ..., template_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., add_bos: _Optional[bool] = ..., kv_type: _Optional[str] = ..., adapters: _Optional[_Iterable[str]] = ...) -> None: ...
+    kv_layout: str
+    def __init__(self, engine: _Optional[str] = ..., engine_build: _Optional[str] = ..., model_digest: _Optional[str] = ..., template_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., add_bos: _Optional[bool] = ..., kv_type: _Optional[str] = ..., adapters: _Optional[_Iterable[str]] = ..., kv_layout: _Optional[str] = ...) -> None: ...
 
 class ModelRef(_message.Message):
     __slots__ = ("name", "type", "digest", "path")
@@ -667,7 +719,7 @@ class ModelRef(_message.Message):
     def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ...) -> None: ...
 
 class SessionConfig(_message.Message):
-    __slots__ = ("workspace", "name", "context", "kv_type", "session_class", "pin", "ttl")
+    __slots__ = ("workspace", "name", "context", "kv_type", "session_class", "pin", "ttl", "shift", "truncate")
     WORKSPACE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
@@ -675,6 +727,8 @@ class SessionConfig(_message.Message):
     SESSION_CLASS_FIELD_NUMBER: _ClassVar[int]
     PIN_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
+    SHIFT_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_FIELD_NUMBER: _ClassVar[int]
     workspace: str
     name: str
     context: int
@@ -682,7 +736,9 @@ class SessionConfig(_message.Message):
     session_class: str
     pin: bool
     ttl: float
-    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ..., context: _Optional[int] = ..., kv_type: _Optional[str] = ..., session_class: _Optional[str] = ..., pin: _Optional[bool] = ..., ttl: _Optional[float] = ...) -> None: ...
+    shift: bool
+    truncate: bool
+    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ..., context: _Optional[int] = ..., kv_type: _Optional[str] = ..., session_class: _Optional[str] = ..., pin: _Optional[bool] = ..., ttl: _Optional[float] = ..., shift: _Optional[bool] = ..., truncate: _Optional[bool] = ...) -> None: ...
 
 class SessionHandle(_message.Message):
     __slots__ = ("workspace", "name", "ref", "generation", "window", "epoch")
@@ -874,6 +930,14 @@ class Ledger(_message.Message):
     disk_budget: int
     def __init__(self, cells: _Optional[int] = ..., cells_used: _Optional[int] = ..., hot: _Optional[int] = ..., hot_budget: _Optional[int] = ..., ram: _Optional[int] = ..., ram_budget: _Optional[int] = ..., disk: _Optional[int] = ..., disk_budget: _Optional[int] = ...) -> None: ...
 
+class AuditReport(_message.Message):
+    __slots__ = ("ledger", "faults")
+    LEDGER_FIELD_NUMBER: _ClassVar[int]
+    FAULTS_FIELD_NUMBER: _ClassVar[int]
+    ledger: Ledger
+    faults: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, ledger: _Optional[_Union[Ledger, _Mapping]] = ..., faults: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class ClientInfo(_message.Message):
     __slots__ = ("pid", "program", "address", "calls", "idle_seconds")
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -951,18 +1015,26 @@ class SuffixStatus(_message.Message):
     def __init__(self, receipt: _Optional[_Union[Receipt, _Mapping]] = ..., prefix_tokens: _Optional[int] = ..., suffix_tokens: _Optional[int] = ..., available: _Optional[int] = ..., manifest_digest: _Optional[str] = ...) -> None: ...
 
 class SnapshotInfo(_message.Message):
-    __slots__ = ("id", "tokens", "size", "manifest_digest", "tape_hash")
+    __slots__ = ("id", "tokens", "size", "manifest_digest", "tape_hash", "created", "ref", "config", "error")
     ID_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
     TAPE_HASH_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    REF_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
     id: str
     tokens: int
     size: int
     manifest_digest: str
     tape_hash: str
-    def __init__(self, id: _Optional[str] = ..., tokens: _Optional[int] = ..., size: _Optional[int] = ..., manifest_digest: _Optional[str] = ..., tape_hash: _Optional[str] = ...) -> None: ...
+    created: float
+    ref: ModelRef
+    config: SessionConfig
+    error: str
+    def __init__(self, id: _Optional[str] = ..., tokens: _Optional[int] = ..., size: _Optional[int] = ..., manifest_digest: _Optional[str] = ..., tape_hash: _Optional[str] = ..., created: _Optional[float] = ..., ref: _Optional[_Union[ModelRef, _Mapping]] = ..., config: _Optional[_Union[SessionConfig, _Mapping]] = ..., error: _Optional[str] = ...) -> None: ...
 
 class Break(_message.Message):
     __slots__ = ("at", "stop")
@@ -985,7 +1057,7 @@ class BreakTotal(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., count: _Optional[int] = ..., tokens: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class ContextReport(_message.Message):
-    __slots__ = ("workspace", "name", "model", "generation", "resident", "prefix_tokens", "window", "available", "tape_hash", "manifest", "segments", "last_receipt", "prefill_calls", "prefill_tokens", "decode_calls", "decode_tokens", "fatal", "breaks", "break_totals")
+    __slots__ = ("workspace", "name", "model", "generation", "resident", "prefix_tokens", "window", "available", "tape_hash", "manifest", "segments", "last_receipt", "prefill_calls", "prefill_tokens", "decode_calls", "decode_tokens", "fatal", "ahead_tokens", "breaks", "break_totals")
     WORKSPACE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -1003,6 +1075,7 @@ class ContextReport(_message.Message):
     DECODE_CALLS_FIELD_NUMBER: _ClassVar[int]
     DECODE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FATAL_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_TOKENS_FIELD_NUMBER: _ClassVar[int]
     BREAKS_FIELD_NUMBER: _ClassVar[int]
     BREAK_TOTALS_FIELD_NUMBER: _ClassVar[int]
     workspace: str
@@ -1022,6 +1095,7 @@ class ContextReport(_message.Message):
     decode_calls: int
     decode_tokens: int
     fatal: str
+    ahead_tokens: int
     breaks: _containers.RepeatedCompositeFieldContainer[Break]
     break_totals: _containers.RepeatedCompositeFieldContainer[BreakTotal]
-    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., generation: _Optional[int] = ..., resident: _Optional[int] = ..., prefix_tokens: _Optional[int] = ..., window: _Optional[int] = ..., available: _Optional[int] = ..., tape_hash: _Optional[str] = ..., manifest: _Optional[_Union[Manifest, _Mapping]] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ..., last_receipt: _Optional[_Union[Receipt, _Mapping]] = ..., prefill_calls: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., decode_calls: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., fatal: _Optional[str] = ..., breaks: _Optional[_Iterable[_Union[Break, _Mapping]]] = ..., break_totals: _Optional[_Iterable[_Union[BreakTotal, _Mapping]]] = ...) -> None: ...
+    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., generation: _Optional[int] = ..., resident: _Optional[int] = ..., prefix_tokens: _Optional[int] = ..., window: _Optional[int] = ..., available: _Optional[int] = ..., tape_hash: _Optional[str] = ..., manifest: _Optional[_Union[Manifest, _Mapping]] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ..., last_receipt: _Optional[_Union[Receipt, _Mapping]] = ..., prefill_calls: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., decode_calls: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., fatal: _Optional[str] = ..., ahead_tokens: _Optional[int] = ..., breaks: _Optional[_Iterable[_Union[Break, _Mapping]]] = ..., break_totals: _Optional[_Iterable[_Union[BreakTotal, _Mapping]]] = ...) -> None: ...

@@ -1,0 +1,92 @@
+"""What a stream hears before it has text: how far its prompt is, or its place in the queue, at least once a second."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from time import monotonic, sleep
+
+from modeld.engine.job import Job
+from modeld.types import ProgressPart
+
+HEARTBEAT_SECONDS = 1.0
+"""A stream that has no text to come hears something at least so often, by the wall clock."""
+
+LOOKS = 4
+"""How often in that time somebody looks who has to be told."""
+
+PACE_SECONDS = 2.0
+"""A rate is that of the last two to four seconds, or of all there were."""
+
+
+class Pace:
+    """How fast a prompt comes along. Given the tokens that are done, now and then."""
+
+    def __init__(self, now: float, done: int) -> None:
+        self._older = self._newer = (now, done)
+
+    def rate(self, now: float, done: int) -> float:
+        """Tokens a second lately; 0 where nobody can tell yet. What was taken away again begins anew."""
+        if done < self._newer[1]:
+            self._older = self._newer = (now, done)
+        elif now - self._newer[0] >= PACE_SECONDS:
+            self._older, self._newer = self._newer, (now, done)
+        since, before = self._older
+        return (done - before) / (now - since) if now > since else 0.0
+
+
+def progress(job: Job, position: int, dearer: Callable[[int, int], float]) -> ProgressPart:
+    """What to tell a job's stream.
+
+    :param position: its place in the queue; 0: it is being computed.
+    :param dearer: how much more a token costs between these two places of a prompt than at the first.
+    """
+    now = monotonic()
+    done, total = job.done
+    if job.pace is None:
+        job.pace = Pace(now, done)
+    rate = 0.0 if position else job.pace.rate(now, done)
+    left = (total - done) / rate * dearer(done, total) if rate else 0.0
+    return ProgressPart(job.reused + job.restored, done, total, position=position, rate=rate, seconds_left=left)
+
+
+def unheard(jobs: Iterable[Job]) -> list[Job]:
+    """Those with a stream that will have to hear something before anybody looks again."""
+    due = monotonic() - HEARTBEAT_SECONDS * (1 - 1 / LOOKS)
+    return [job for job in jobs if job.silent and job.told <= due]
+
+
+class Heartbeat:
+    """Calls ``beat`` in a thread of its own, while the scheduler's thread computes a step or waits for a request.
+
+    A step may take many seconds on a slow machine. At any other time the scheduler holds the lock, so that ``beat`` may
+    read and send whatever the scheduler may. Without :meth:`start` nothing is ever called.
+    """
+
+    def __init__(self, beat: Callable[[], None]) -> None:
+        self._beat = beat
+        self._lock = threading.Lock()
+
+    def start(self, seconds: float = HEARTBEAT_SECONDS) -> None:
+        """Begin. Called by the thread that will call :meth:`resting`."""
+        self._lock.acquire()
+        threading.Thread(target=self._run, args=(seconds / LOOKS,), daemon=True, name="heartbeat").start()
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """The scheduler's thread touches nothing in this block."""
+        if not self._lock.locked():
+            yield
+            return
+        self._lock.release()
+        try:
+            yield
+        finally:
+            self._lock.acquire()
+
+    def _run(self, seconds: float) -> None:
+        while True:
+            sleep(seconds)
+            with self._lock:
+                self._beat()

@@ -88,13 +88,17 @@ async def test_what_the_last_breaks_cost_is_kept_and_added_up(world: World) -> N
         stops += [stop_of(receipt)] if day > 10 else []
     asked_again = (await ask(session, [header(session, 22), question])).receipt
     assert stop_of(asked_again).reason == "history_shortened"
+    if world.engine.shares:
+        # A stop that cost nothing is no break.
+        assert stop_of(asked_again).tokens == 0
+    breaks = [stop for stop in (*stops, stop_of(asked_again)) if stop.tokens]
     report = await session.explain()
     assert report.last_receipt == asked_again
-    # A stop that cost nothing is no break.
-    assert [b.stop for b in report.breaks] == stops[-10:]
+    assert [b.stop for b in report.breaks] == breaks[-10:]
     assert [b.at for b in report.breaks] == sorted(b.at for b in report.breaks)
-    (total,) = report.break_totals
-    assert (total.reason, total.count, total.tokens) == ("volatile_header", 12, sum(s.tokens for s in stops))
+    assert {total.reason for total in report.break_totals} == {stop.reason for stop in breaks}
+    (total,) = (total for total in report.break_totals if total.reason == "volatile_header")
+    assert (total.count, total.tokens) == (12, sum(s.tokens for s in stops))
     assert total.seconds == pytest.approx(sum(s.seconds for s in stops))
 
 

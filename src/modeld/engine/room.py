@@ -90,10 +90,11 @@ class Room:
             job.brought.add(before, min(job.session.hot, job.reusable))
             return True
         job.warm = False
-        if (lost := job.promised - before) > 0 and not job.decoding:
-            detail = f"{lost} tokens that had left the engine could not be brought back"
-            if job.stop is None:
-                job.blame(stopped("evicted", before, detail), job.target[: job.promised])
+        # What others had of it is no loss of this session's.
+        lost = min(job.promised, shared_length(job.had, job.target)) - before
+        if lost > 0 and not job.decoding and (job.stop is None or job.stop.token > before):
+            job.dropped = len(job.had) - before
+            job.blame(stopped("evicted", before, f"{lost} tokens that had left the engine did not come back"), job.had)
         return False
 
     def stalled(self, without: Sequence[Job] = ()) -> Job | None:

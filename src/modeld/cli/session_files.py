@@ -115,8 +115,7 @@ def import_(
     else:
         where = f"{visible(made.name)} in workspace {visible(made.workspace)}"
         print(f"session {where}: {receipt.restored} tokens restored")
-        short = snapshot.id[:16]
-        say(f"the node keeps the file as snapshot {short}; modeld sessions rm {short} removes it")
+        say(f"the node keeps the file: modeld sessions rm {snapshot.id[:16]} removes it")
     return 0
 
 

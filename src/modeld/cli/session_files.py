@@ -113,8 +113,9 @@ def import_(
     if as_json:
         emit({"session": made, "snapshot": snapshot, "receipt": receipt})
     else:
-        where = f"{visible(made.name)} in workspace {visible(made.workspace)}"
-        print(f"session {where}: {receipt.restored} tokens restored")
+        print(
+            f"session {visible(made.name)} in workspace {visible(made.workspace)}: {receipt.restored} tokens restored"
+        )
         say(f"the node keeps the file: modeld sessions rm {snapshot.id[:16]} removes it")
     return 0
 

@@ -210,10 +210,13 @@ def test_help_of_every_command_and_what_it_costs(command: CommandLine) -> None:
     listed = command("--help").out.partition("Commands:\n")[2]
     names = [line.split()[0] for line in listed.splitlines() if line.startswith("  ") and line[2] != " "]
     expected = "serve run chat status ps who models describe load unload stop token install-service doctor version"
-    assert " ".join(names) == f"{expected} backends"
-    names.remove("backends")
-    assert "Usage: modeld backends" in command("backends", "--help").out
-    for name in (*names, "backends add", "backends list", "backends rm", "backends models"):
+    assert " ".join(names) == f"{expected} sessions backends"
+    groups = {"sessions": "list show fork rm export import", "backends": "add list rm models"}
+    for group, members in groups.items():
+        names.remove(group)
+        assert f"Usage: modeld {group}" in command(group, "--help").out
+        names += [f"{group} {member}" for member in members.split()]
+    for name in names:
         shown = command(*name.split(), "--help")
         assert shown.code == 0
         assert f"Usage: modeld {name}" in shown.out

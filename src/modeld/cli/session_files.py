@@ -72,18 +72,7 @@ def export(
             target.keep()
         return snapshot
 
-    written = finish(ask())
-    from modeld.node.capacity import human_bytes
-
-    line = f"{written.tokens} tokens in {human_bytes(written.size)}: snapshot {written.id}"
-    if not written.tokens:
-        line += " (there was no KV to save: the next turn computes all of it)"
-    if as_json:
-        emit({"snapshot": written, "file": file})
-    elif file == "-":
-        say(line)
-    else:
-        print(f"{visible(file)}: {line}")
+    _tell(finish(ask()), file, as_json)
     return 0
 
 
@@ -118,17 +107,31 @@ def import_(
 
         async def ask() -> _Imported:
             async with reached(root_of(data_root), backend, start=True) as client:
-                await _require_model(client, ref)
                 return await _import(client, reading, ref, config, named[1] if named else "", force)
 
         made, snapshot, receipt = finish(ask())
     if as_json:
         emit({"session": made, "snapshot": snapshot, "receipt": receipt})
     else:
-        where = f"{visible(made.name)} in workspace {visible(made.workspace)}"
-        print(f"session {where}: {receipt.restored} tokens restored")
-        say(f"the node keeps the file as snapshot {snapshot.id[:16]}; modeld sessions rm {snapshot.id[:16]} removes it")
+        print(
+            f"session {visible(made.name)} in workspace {visible(made.workspace)}: {receipt.restored} tokens restored"
+        )
+        say(f"the node keeps the file: modeld sessions rm {snapshot.id[:16]} removes it")
     return 0
+
+
+def _tell(written: SnapshotInfo, file: str, as_json: bool) -> None:
+    from modeld.node.capacity import human_bytes
+
+    line = f"{written.tokens} tokens in {human_bytes(written.size)}: snapshot {written.id}"
+    if not written.tokens:
+        line += " (there was no KV to save: the next turn computes all of it)"
+    if as_json:
+        emit({"snapshot": written, "file": file})
+    elif file == "-":
+        say(line)
+    else:
+        print(f"{visible(file)}: {line}")
 
 
 class _Target:
@@ -278,6 +281,7 @@ async def _import(
 ) -> _Imported:
     """Store the file and open the session. What fails leaves neither."""
     digest = reading.head.ref.digest
+    await _require_model(client, ref)
     fresh = await require_free(client, config.name, config.workspace, digest, force=force)
     kept = {snapshot.id for snapshot in await client.snapshots()}
     snapshot = await client.import_snapshot(reading.pieces(), snapshot_id=snapshot_id)

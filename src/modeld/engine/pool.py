@@ -337,8 +337,10 @@ class Pool:
 
     def fits(self, busy: Sequence[EngineSession], ids: Sequence[int], more: int) -> bool:
         """Whether ``ids`` and ``more`` cells fit beside what busy sessions hold. Everybody else's can leave."""
-        if not self._backend.shares:
+        if not self._backend.grows:
             return True
+        if not self._backend.shares:
+            return sum(session.hot for session in busy) + len(ids) + more <= self._cells
         held = self._tree.held_by({s.sequence for s in busy if s.sequence is not None})
         return held + len(ids) - self._tree.match(ids)[0] + more <= self._cells
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import structs
 
 from modeld.engine.checkpoints import LINE, MOST, Checkpoints
-from modeld.engine.protocol import Done, Held, Load, Prefix, Request, Suffix, Turn, decode_result
+from modeld.engine.protocol import Done, Failed, Held, Load, Prefix, Request, Suffix, Turn, decode_result
 from modeld.types import DecodeOptions, EndPart, Message, Receipt
 
 from .test_scheduler_states import Engine, answer_to, rendered
@@ -181,3 +181,19 @@ def test_a_state_that_does_not_read_back_costs_a_prefill() -> None:
     again = engine.turn(2, 1, SYSTEM, HELLO)
     assert (again.restored, again.prefilled) == (0, first.prefilled)
     assert again.stop is not None
+
+
+def test_states_beside_a_step_that_failed_are_not_used() -> None:
+    engine = Kept()
+    first = engine.turn(1, 1, SYSTEM, HELLO)
+    said = (SYSTEM, HELLO, Message("assistant", answer_to((SYSTEM, HELLO))), BYE)
+    engine.scheduler._pool._warm = Checkpoints(10**6)
+    engine.ask(Turn(2, 2, (BYE,), GREEDY), Turn(3, 3, (Message("user", "!fail"),), GREEDY))
+    assert engine.steps(5000)
+    ends = {reply.id: reply for reply in engine.replies if isinstance(reply, Done | Failed)}
+    assert isinstance(ends[3], Failed)
+    assert (ends[3].code, engine.backend.used()) == ("session_fatal", 0)
+    back = engine.turn(4, 1, *said)
+    assert (back.reused, back.restored, back.dropped) == (0, 0, first.resident)
+    assert back.stop is not None
+    assert back.stop.reason == "engine_lost"

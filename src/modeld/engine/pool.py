@@ -109,6 +109,13 @@ class Pool:
         session.lose("evicted")
         self._told(Evicted((session.key,)))
 
+    def lose_all(self) -> None:
+        """What the sequences hold is not known any more: nothing of it is used or saved."""
+        for session in [session for session in self.sessions.values() if session.sequence is not None]:
+            self.release(session)
+            session.lose("engine_lost")
+            self._told(Evicted((session.key,)))
+
     def release(self, session: EngineSession) -> None:
         """Clear the session's sequence and take the id back."""
         if session.sequence is not None:

@@ -85,6 +85,21 @@ def test_a_share_keeps_what_its_source_forgets(backend: LlamaBackend) -> None:
     assert_as_cold(backend, 1, long[:100], tokens(9, 20))
 
 
+@pytest.mark.parametrize("cut", [300, 130, 20])
+def test_restored_cells_are_guarded(backend: LlamaBackend, cut: int) -> None:
+    long = tokens(4, 300)
+    compute(backend, 6, 0, tokens(8, 400))
+    compute(backend, 0, 0, long)
+    state = backend.save(0)
+    backend.remove(0, 0)
+    assert backend.restore(1, state)
+    backend.remove(6, 0)
+    for n in range(2, 6):
+        compute(backend, n, 0, tokens(n, 300))
+    backend.remove(1, cut)
+    assert_as_cold(backend, 1, long[:cut], tokens(5, 20))
+
+
 @pytest.mark.parametrize(("start", "end", "cut"), [(0, 300, 300), (0, 300, 130), (0, 300, 20), (50, 250, 170)])
 def test_saved_cells_are_all_there(backend: LlamaBackend, start: int, end: int, cut: int) -> None:
     long = tokens(4, 300)

@@ -28,7 +28,7 @@ class Cold:
     """One sequence in an engine of its own, emptied before each call: nothing is shared, batched or warm."""
 
     def __init__(self, backend: LlamaBackend) -> None:
-        self._backend = backend
+        self.backend = backend
         # What a session has said so far, in text and in the tokens it was said in.
         self._said: dict[tuple[int, str], list[tuple[bytes, list[int]]]] = {}
 
@@ -42,15 +42,15 @@ class Cold:
         prompt = self._tokens(rendered.encode(), self._said[key])
         assert call.options.max_tokens is not None
         answer = self._greedy(prompt, call.options.max_tokens)
-        ended = self._backend.is_end(answer[-1])
-        text = b"".join(map(self._backend.piece, answer[:-1] if ended else answer))
+        ended = self.backend.is_end(answer[-1])
+        text = b"".join(map(self.backend.piece, answer[:-1] if ended else answer))
         self._said[key].append((rendered.encode() + text, prompt + answer[: len(answer) - ended]))
         return prompt, answer, self._parsed(made, rendered, text, len(answer) - ended)
 
     def _greedy(self, prompt: list[int], limit: int) -> list[int]:
         logits = self.logits(prompt)
         answer = [logits.index(max(logits))]
-        while len(answer) < limit and not self._backend.is_end(answer[-1]):
+        while len(answer) < limit and not self.backend.is_end(answer[-1]):
             logits = self._feed(len(prompt) + len(answer) - 1, answer[-1:])
             answer.append(logits.index(max(logits)))
         return answer
@@ -71,15 +71,15 @@ class Cold:
 
     def logits(self, tokens: list[int], batch: int = 512) -> list[float]:
         """After ``tokens``, from nothing, computed ``batch`` at a time."""
-        self._backend.remove(0, 0)
+        self.backend.remove(0, 0)
         logits: list[float] = []
         for start in range(0, len(tokens), batch):
             logits = self._feed(start, tokens[start : start + batch])
         return logits
 
     def _feed(self, start: int, tokens: list[int]) -> list[float]:
-        assert self._backend.step([Slice(0, start, tokens, True)]) is StepResult.OK
-        return self._backend.logits(0)
+        assert self.backend.step([Slice(0, start, tokens, True)]) is StepResult.OK
+        return self.backend.logits(0)
 
 
 @pytest.fixture

@@ -117,6 +117,13 @@ class Pool:
         session.lose("evicted")
         self._told(Evicted((session.key,)))
 
+    def lose_all(self) -> None:
+        """What the sequences hold is not known any more: nothing of it is used or saved."""
+        for session in [session for session in self.sessions.values() if session.sequence is not None]:
+            self.release(session)
+            session.lose("engine_lost")
+            self._told(Evicted((session.key,)))
+
     def release(self, session: EngineSession) -> None:
         """Clear the session's sequence and take the id back."""
         if session.sequence is not None:
@@ -398,8 +405,10 @@ class Pool:
 
     def fits(self, busy: Sequence[EngineSession], ids: Sequence[int], more: int) -> bool:
         """Whether ``ids`` and ``more`` cells fit beside what busy sessions hold. Everybody else's can leave."""
-        if not self._backend.shares:
+        if not self._backend.grows:
             return True
+        if not self._backend.shares:
+            return sum(session.hot for session in busy) + len(ids) + more <= self._cells
         held = self._tree.held_by({s.sequence for s in busy if s.sequence is not None})
         return held + len(ids) - self._tree.match(ids)[0] + more <= self._cells
 

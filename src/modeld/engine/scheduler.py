@@ -286,7 +286,7 @@ class Scheduler:
             result = self._compute(entries)
             if result is StepResult.NO_SPACE:
                 entries = self._make_room(entries)
-        if result is StepResult.FAILED and len(entries) > 1:
+        if result is StepResult.FAILED and len(entries) > 1 and self._backend.shares:
             # One of them is to blame: alone, only that one fails.
             for entry in entries:
                 self._settle([entry], self._compute([entry]))
@@ -328,10 +328,19 @@ class Scheduler:
                     self._sample(job, row)
                     row += 1
         elif result is not StepResult.NO_SPACE:
+            if result is StepResult.FAILED and len(entries) > 1 and not self._backend.shares:
+                # States are moved in memory when several sequences are computed: those of others may be broken too.
+                self._distrust()
             for job, _ in entries:
                 if not self._pool.cut(job.session, job.session.hot):
                     job.lost_kv("cannot_rewind")
         return result
+
+    def _distrust(self) -> None:
+        for job in self._active:
+            if job.session.sequence is not None:
+                job.lost_kv("engine_lost")
+        self._pool.lose_all()
 
     def _make_room(self, entries: list[Entry]) -> list[Entry]:
         """The batch did not fit: free cells, or leave a job for later.

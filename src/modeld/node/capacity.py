@@ -113,8 +113,9 @@ def overhead_bytes(header: GGUFHeader, cells: int, sequences: int) -> int:
     """Upper estimate of what the engine process needs besides weights and KV.
 
     The parts: the process itself (Python and the libraries: 21 MiB measured); llama.cpp's vocabulary; an output row of
-    logits for each sequence and one more; the state of recurrent layers for each sequence (``n_embd_r`` and
-    ``n_embd_s`` of llama.cpp, 32 bit, as if every layer were recurrent); and the compute buffer for a batch of 512.
+    logits for each sequence and one more, twice as many where layers have a window (see ``engine/llama/cells.py``); the
+    state of recurrent layers for each sequence and one more (``n_embd_r`` and ``n_embd_s`` of llama.cpp, 32 bit, as if
+    every layer were recurrent); and the compute buffer for a batch of 512.
     That is the larger of the logits and the attention masks, which are not alive together, plus the activations of one
     layer; the engine asks for no more rows of logits than there are sequences (``n_outputs_max``). Against the sizes
     that llama.cpp prints (binding 0.3.36, processor, 32,768 cells) it is estimated at 38 MiB for tiny (36 printed), 56
@@ -123,7 +124,7 @@ def overhead_bytes(header: GGUFHeader, cells: int, sequences: int) -> int:
     """
     cells = padded(cells)
     heads = max(header.head_count, default=0)
-    logits = 4 * header.vocabulary * (sequences + 1)
+    logits = 4 * header.vocabulary * (sequences * (2 if header.sliding_window else 1) + 1)
     masks = 2 * cells * UBATCH * (2 if header.sliding_window else 1)
     if header.architecture == "grok":
         masks = 4 * cells * UBATCH * (heads + 1)
@@ -132,7 +133,7 @@ def overhead_bytes(header: GGUFHeader, cells: int, sequences: int) -> int:
     row += experts * (header.number("expert_feed_forward_length") + header.embedding_length)
     activations = 4 * 4 * row * UBATCH
     outputs = logits
-    states = 4 * sequences * header.block_count * _state_elements(header)
+    states = 4 * (sequences + 1) * header.block_count * _state_elements(header)
     vocabulary = _VOCABULARY_BYTES * header.vocabulary
     return _PROCESS_BYTES + vocabulary + outputs + states + max(logits, masks) + activations
 

@@ -39,14 +39,11 @@ class Cells:
     def computed(self, sequence: int, end: int) -> None:
         """A step has put the sequence's tokens up to ``end`` into its cells."""
         if self._window and end // self._window > self._guarded[sequence] // self._window:
-            self._guard(sequence + 1, sequence, self._guarded[sequence], end)
+            guard, start = 1 + self._sequences + sequence, self._guarded[sequence]
+            # It may hold some that were shared. Adding them again would count their positions twice.
+            self._n.llama_memory_seq_rm(self._memory, guard, start, end)
+            self._n.llama_memory_seq_cp(self._memory, sequence + 1, guard, start, end)
             self._guarded[sequence] = end
-
-    def _guard(self, source: int, sequence: int, start: int, end: int) -> None:
-        guard = 1 + self._sequences + sequence
-        # Adding a sequence to a cell that it holds already would count the position twice.
-        self._n.llama_memory_seq_rm(self._memory, guard, start, end)
-        self._n.llama_memory_seq_cp(self._memory, source, guard, start, end)
 
     def remove(self, sequence: int, start: int, end: int = -1) -> bool:
         """Take the sequence off these cells. ``False``: this memory can only forget all of it."""
@@ -64,7 +61,7 @@ class Cells:
         self._n.llama_memory_seq_cp(self._memory, source, target + 1, start, end)
         if self._window:
             # The source may leave them, and then only the guard keeps those that have left the window.
-            self._guard(source, target, start, end)
+            self._n.llama_memory_seq_cp(self._memory, source, 1 + self._sequences + target, start, end)
 
     def save(self, sequence: int, start: int, end: int) -> bytes:
         """The state of a sequence, always written as that of the scratch sequence: the bytes name their sequence."""

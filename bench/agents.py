@@ -147,6 +147,7 @@ def numbers(answers: Sequence[Answer], wall: float, play: Play) -> Run:
     return {
         "prefilled": prefilled,
         "of_least": prefilled / bound.new,
+        "restored": sum(answer.restored for answer in answers),
         "least": bound.new,
         "trie": bound.prompts,
         "prompts": play.asked(TURNS),
@@ -179,10 +180,9 @@ async def compare(args: argparse.Namespace, model: Path, agents: int, processes:
     runs: dict[str, list[Run]] = {Modeld.name: [], LlamaServer.name: []}
     for number in range(1, args.rounds + 1):
         for name in runs:
-            with tempfile.TemporaryDirectory(prefix="modeld-bench-") as folder:
-                setting = Setting(model, args.threads, AUTO_CELLS, agents, Path(folder))
-                server = make_server(name, args, processes, setting)
-                runs[name].append(await measure(server, Play(trace, judge)))
+            folder = Path(tempfile.mkdtemp(dir=processes.folder))
+            server = make_server(name, args, processes, Setting(model, args.threads, AUTO_CELLS, agents, folder))
+            runs[name].append(await measure(server, Play(trace, judge)))
             told = ", ".join(f"{key} {value:,.2f}" for key, value in runs[name][-1].items())
             print(f"{agents} agents, round {number}/{args.rounds}, {name}: {told}", file=sys.stderr, flush=True)
     return runs
@@ -243,6 +243,8 @@ def main() -> None:
             found = asyncio.run(compare_all(args, model, processes))
     except BenchError as error:
         raise SystemExit(f"agents: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     page = "\n".join(
         [
             "| agents | | modeld | llama-server | modeld / llama-server, median (least to most) |",

@@ -63,11 +63,11 @@ class Bench:
     @asynccontextmanager
     async def node(self) -> AsyncIterator[Modeld]:
         """A node on a new data root, started and warm. It runs at the end too."""
-        with tempfile.TemporaryDirectory(prefix="modeld-bench-") as folder:
-            node = Modeld(self.processes, Setting(self.model, self.threads, AUTO_CELLS, 1, Path(folder)))
-            await self.start(node)
-            yield node
-            await node.stop()
+        folder = Path(tempfile.mkdtemp(dir=self.processes.folder))
+        node = Modeld(self.processes, Setting(self.model, self.threads, AUTO_CELLS, 1, folder))
+        await self.start(node)
+        yield node
+        await node.stop()
 
     async def start(self, node: Modeld) -> None:
         """Start it, or start it again."""
@@ -229,6 +229,8 @@ def main() -> None:
             found = asyncio.run(measure(Bench(processes, model, args.threads, Judge(model)), args.rounds))
     except BenchError as error:
         raise SystemExit(f"economy: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     about = f"{model.stem}; {machine()}; {args.rounds} rounds."
     page = "\n".join([*fork_table(found["fork"]), "", *restart_table(found["restart"]), "", about])
     print(json.dumps(found, indent=1) if args.json else page)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -25,14 +25,19 @@ class BenchError(Exception):
 
 
 class Processes:
-    """Those that run. Leaving the ``with`` block ends them: politely first, then not."""
+    """Those that run. Leaving the ``with`` block ends them, politely first, and removes what they wrote.
+
+    :ivar folder: for all they write.
+    """
 
     def __init__(self) -> None:
         self._running: list[subprocess.Popen[bytes]] = []
+        self._temporary = tempfile.TemporaryDirectory(prefix="modeld-bench-")
+        self.folder = Path(self._temporary.name)
 
     def __enter__(self) -> Self:
         # As ctrl-C: what is open is left in order.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
         return self
 
     def __exit__(
@@ -47,6 +52,7 @@ class Processes:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        self._temporary.cleanup()
 
     def start(
         self, command: Sequence[str | Path], log: Path, env: Mapping[str, str] | None = None

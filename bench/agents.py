@@ -67,7 +67,7 @@ class Play:
 
     trace: Trace
     judge: Judge
-    answers: list[list[Answer]] = field(default_factory=list)
+    answers: list[list[Answer]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.answers = [[] for _ in self.trace.agents]

@@ -375,9 +375,12 @@ class Pool:
         return partial(self._tiers.waits, path[0][0])
 
     def _ahead(self, ids: Sequence[int], at: int) -> Sequence[tuple[Block, int]]:
-        """Blocks that go on from ``at``; none where they hold too little."""
+        """Blocks that go on from ``at``; none where they hold too little. Whole ones are never too little."""
         path = self._tiers.ahead(ids, at) if self._tiers is not None else []
-        return path if path and path[-1][1] - at >= min(MIN_BRANCH, len(ids) - at) else []
+        if not path or (path[0][0].start == at and path[-1][0].end == path[-1][1]):
+            # The end of a conversation comes back too, however short, after what came before it.
+            return path
+        return path if path[-1][1] - at >= min(MIN_BRANCH, len(ids) - at) else []
 
     def restore_next(self, session: EngineSession, ids: Sequence[int]) -> int:
         """Bring a block of ``ids`` behind the session's tape back from RAM.

@@ -327,9 +327,7 @@ class Tiers:
             return True
         if disk.thread.silent() > PATIENCE_SECONDS or not self._worth_reading(disk, block):
             return False
-        if (self._reading and self._reading + block.size > AHEAD_BYTES) or not self._make_room(
-            block.size, block.weight, now
-        ):
+        if self._crowded(block) or not self._make_room(block.size, block.weight, now):
             return False
         block.reading = True
         self.ram += block.size
@@ -354,8 +352,15 @@ class Tiers:
             self._disown(block)
 
     def waits(self, block: Block) -> bool:
-        """The block is being read, and it is worth while to wait for that."""
-        return block.reading and self._disk is not None and self._disk.thread.silent() <= PATIENCE_SECONDS
+        """The block is being read, or will be when others have been, and it is worth while to wait for that."""
+        disk = self._disk
+        if disk is None or disk.thread.silent() > PATIENCE_SECONDS:
+            return False
+        return block.reading or (block.state is None and self._crowded(block) and self._worth_reading(disk, block))
+
+    def _crowded(self, block: Block) -> bool:
+        """So much is being read that this block has to wait."""
+        return self._reading > 0 and self._reading + block.size > AHEAD_BYTES
 
     def patience(self) -> float | None:
         """Seconds until nobody waits any longer for what is being read; ``None``: nothing is."""

@@ -54,7 +54,8 @@ class Living:
         self._engine.backend.step = slow  # type: ignore[method-assign]
         scheduler = self._engine.scheduler
         scheduler._inbox = self._inbox  # type: ignore[assignment]
-        scheduler._send = lambda frame: self.heard.append((time.monotonic(), frame))
+        for teller in (scheduler, scheduler._progress):
+            teller._send = lambda frame: self.heard.append((time.monotonic(), frame))
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 

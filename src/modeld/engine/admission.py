@@ -36,8 +36,8 @@ class Admission:
 
     @property
     def waiting(self) -> bool:
-        """Somebody waits for room."""
-        return bool(self._starved)
+        """Somebody waits for room, before the start or again."""
+        return bool(self._starved) or any(job.parked for job in self._active)
 
     def add(self, session: EngineSession) -> None:
         """The session's first job may be started, if it has one."""

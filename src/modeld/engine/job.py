@@ -217,7 +217,7 @@ class Job:
 
     def usage(self) -> Usage:
         """Counted by the engine. After a cut prefill ``input`` is what was computed, not what was asked for."""
-        seen = self._seen()
+        seen = self._computed()
         return Usage(
             input=seen,
             cache_read=seen - self.computed.below(seen),
@@ -229,7 +229,7 @@ class Job:
         """What the job cost, added to the session's counters."""
         now = monotonic()
         session = self.session
-        seen, prefilled = self._seen(), self.computed.added
+        seen, prefilled = self._computed(), self.computed.added
         fresh = self.computed.below(seen)
         restored = self.brought.below(seen, without=self.computed)
         session.prefill_calls += prefilled > 0
@@ -252,7 +252,7 @@ class Job:
         )
         return session.last_receipt
 
-    def _seen(self) -> int:
+    def _computed(self) -> int:
         """Tokens of the target that are, or were, in the KV for this job."""
         if not self.started:
             return 0

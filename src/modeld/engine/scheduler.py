@@ -23,7 +23,7 @@ from modeld.engine.control import Control
 from modeld.engine.housekeeping import Housekeeping
 from modeld.engine.job import Job, Stream
 from modeld.engine.pool import Pool
-from modeld.engine.progress import Heartbeat, progress, unheard
+from modeld.engine.progress import Heartbeat, Progress
 from modeld.engine.prompts import Prompts, close_answer
 from modeld.engine.protocol import (
     Cancel,
@@ -48,7 +48,7 @@ from modeld.engine.room import Room
 from modeld.engine.session import EngineSession, shared_length
 from modeld.errors import CancelledError, CapacityError, EngineProtocolError, ModeldError, SessionFatalError
 from modeld.session.manifest import Manifest
-from modeld.types import FinishReason, ProgressPart, ReuseStop
+from modeld.types import FinishReason, ReuseStop
 
 FLUSH_SECONDS = 0.030
 """A stream's frame waits this long for more tokens; the first one does not wait.
@@ -88,7 +88,8 @@ class Scheduler:
         self._admission = Admission(self._pool, self._active)
         self._batches = Batches(self._room, load.batch)
         self._housekeeping = Housekeeping(self._pool, send)
-        self._heartbeat = Heartbeat(self._tell_waiting)
+        self._progress = Progress(self._pool, self._admission, self._batches.cost, send)
+        self._heartbeat = Heartbeat(self._progress.tell_waiting)
 
     def run(self) -> None:
         """Serve for ever; the process ends when the node's end of the socket closes."""
@@ -114,9 +115,7 @@ class Scheduler:
                 return
             for job in self._active:
                 self._flush(job)
-            if self._room.stalled() is not None and (
-                self._admission.waiting or any(job.parked for job in self._active)
-            ):
+            if self._room.stalled() is not None and self._admission.waiting:
                 # Who waits for room need not wait for a reader that takes nothing.
                 self._try_again()
                 continue
@@ -238,7 +237,9 @@ class Scheduler:
             self._flush_before(entries)
             result = self._compute(entries)
             if result is StepResult.NO_SPACE:
-                entries = self._make_room(entries)
+                entries, stuck = self._room.make(entries)
+                if stuck is not None:
+                    self._no_room(stuck)
         if result is StepResult.FAILED and len(entries) > 1:
             # One of them is to blame: alone, only that one fails.
             for entry in entries:
@@ -282,39 +283,13 @@ class Scheduler:
                     job.lost_kv("evicted")
         return result
 
-    def _make_room(self, entries: list[Entry]) -> list[Entry]:
-        """The batch did not fit: free cells, or leave a job for later.
-
-        :returns: what to try again with.
-        """
-        if self._pool.evict_idle() or self._room.preempt(self._room.stalled(without=[job for job, _ in entries])):
-            return entries
-        if len(entries) > 1:
-            youngest = max(entries, key=lambda entry: entry[0].started)
-            youngest[0].parked = True
-            return [entry for entry in entries if entry is not youngest]
-        job = entries[0][0]
-        others = [other for other in self._active if other is not job and other.session.hot]
-        if others:
-            younger = max(others, key=lambda other: other.started)
-            if younger.started < job.started:
-                job.parked = True
-                return []
-            # Two that grew side by side: the younger gives its cells back and is computed again afterwards.
-            self._room.preempt(younger)
-            return entries
+    def _no_room(self, job: Job) -> None:
+        """The job alone does not fit."""
         if job.decoding:
-            self._finish(job, "context_full")
-        else:
-            self._fail(
-                job,
-                CapacityError(
-                    f"the prompt's {len(job.target)} tokens do not fit the engine's {self._load.cells} KV cells",
-                    tokens=len(job.target),
-                    cells=self._load.cells,
-                ),
-            )
-        return []
+            return self._finish(job, "context_full")
+        tokens, cells = len(job.target), self._load.cells
+        text = f"the prompt's {tokens} tokens do not fit the engine's {cells} KV cells"
+        self._fail(job, CapacityError(text, tokens=tokens, cells=cells))
 
     def _try_again(self) -> None:
         """Something changed: who waits for room may look again."""
@@ -337,7 +312,7 @@ class Scheduler:
                 if not job.remaining:
                     self._prefilled(job)
                 elif job.stream is not None:
-                    job.stream.parts.append(self._progress(job))
+                    job.stream.parts.append(self._progress.of(job))
 
     def _sample(self, job: Job, row: int) -> None:
         """Take the next token of a stream, and see whether it was the last."""
@@ -396,18 +371,6 @@ class Scheduler:
         if job.stream is not None and (job.stream.parts or job.stream.tokens_ready):
             parts, tokens = job.stream.take()
             self._send(Parts(job.id, job.frame(), parts, tokens))
-
-    def _tell_waiting(self) -> None:
-        """Each stream whose text cannot come soon hears where it stands."""
-        if late := unheard(job for session in self._pool.sessions.values() for job in session.jobs):
-            queue_ = self._admission.queue()
-            for job in late:
-                position = queue_.index(job) + 1 if job in queue_ else 0
-                self._send(Parts(job.id, job.frame(), (self._progress(job, position),), 0))
-
-    def _progress(self, job: Job, position: int = 0) -> ProgressPart:
-        job.told = monotonic()
-        return progress(job, position, self._batches.cost.dearer)
 
     def _reply(self, job: Job, result: object) -> None:
         self._leave(job)

@@ -286,10 +286,11 @@ class Scheduler:
     def _no_room(self, job: Job) -> None:
         """The job alone does not fit."""
         if job.decoding:
-            return self._finish(job, "context_full")
-        tokens, cells = len(job.target), self._load.cells
-        text = f"the prompt's {tokens} tokens do not fit the engine's {cells} KV cells"
-        self._fail(job, CapacityError(text, tokens=tokens, cells=cells))
+            self._finish(job, "context_full")
+        else:
+            tokens, cells = len(job.target), self._load.cells
+            text = f"the prompt's {tokens} tokens do not fit the engine's {cells} KV cells"
+            self._fail(job, CapacityError(text, tokens=tokens, cells=cells))
 
     def _try_again(self) -> None:
         """Something changed: who waits for room may look again."""

@@ -67,6 +67,8 @@ class Admission:
 
     def try_again(self) -> None:
         """Something changed: who waits for room may look again."""
+        for job in self._active:
+            job.parked = False
         self._fresh += self._starved
         self._starved, self._closed = [], False
 

@@ -117,7 +117,7 @@ class Scheduler:
                 self._flush(job)
             if self._room.stalled() is not None and self._admission.waiting:
                 # Who waits for room need not wait for a reader that takes nothing.
-                self._try_again()
+                self._admission.try_again()
                 continue
             wait = self._housekeeping.idle()
             with suppress(queue.Empty):
@@ -292,12 +292,6 @@ class Scheduler:
             text = f"the prompt's {tokens} tokens do not fit the engine's {cells} KV cells"
             self._fail(job, CapacityError(text, tokens=tokens, cells=cells))
 
-    def _try_again(self) -> None:
-        """Something changed: who waits for room may look again."""
-        for job in self._active:
-            job.parked = False
-        self._admission.try_again()
-
     def _settle(self, entries: list[Entry], result: StepResult) -> None:
         for job, _ in entries:
             if job not in self._active:
@@ -338,7 +332,7 @@ class Scheduler:
             self._finish(job, "context_full")
         elif job.stalled and self._admission.waiting:
             # What it holds may go to those who wait for room.
-            self._try_again()
+            self._admission.try_again()
 
     # Ending
 
@@ -399,5 +393,5 @@ class Scheduler:
             session.jobs.remove(job)
         session.last_used = monotonic()
         self._control.forget(job.id)
-        self._try_again()
+        self._admission.try_again()
         self._admission.add(session)

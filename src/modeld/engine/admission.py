@@ -36,8 +36,8 @@ class Admission:
 
     @property
     def waiting(self) -> bool:
-        """Somebody waits for room."""
-        return bool(self._starved)
+        """Somebody waits for room, before the start or again."""
+        return bool(self._starved) or any(job.parked for job in self._active)
 
     def add(self, session: EngineSession) -> None:
         """The session's first job may be started, if it has one."""
@@ -67,6 +67,8 @@ class Admission:
 
     def try_again(self) -> None:
         """Something changed: who waits for room may look again."""
+        for job in self._active:
+            job.parked = False
         self._fresh += self._starved
         self._starved, self._closed = [], False
 

@@ -81,9 +81,10 @@ class Batches:
     def computed(self, entries: Sequence[Entry], seconds: float) -> None:
         """A step has computed the entries in so many seconds: before the jobs take note of it."""
         pieces = [(job, part) for job, part in entries if job.next_token is None]
-        for job, part in pieces:
+        for number, (job, part) in enumerate(pieces):
             job.turn_tokens += len(part.tokens)
-            job.turn_steps += 1
+            # What another left of a step is no step of its own.
+            job.turn_steps += number == 0
             share = 1 if job.session.session_class == "main" else 2
             whole = len(part.tokens) == len(job.remaining)
             if whole or job.turn_tokens * share >= TURN_TOKENS or job.turn_steps * share >= TURN_STEPS:

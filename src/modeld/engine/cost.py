@@ -20,9 +20,9 @@ from collections.abc import Sequence
 STEP_SECONDS = 0.15
 """How long a step with pieces of prompts may take beside running streams.
 
-Text then comes at 6 to 7 tokens a second at least, faster than people read (about 5). Half of it would cost a prompt
-a tenth of its speed, because each step decodes too; three times as much would gain a third of its speed (the table
-above: pieces of 64 tokens), and text would stutter at two tokens a second.
+Text then comes at 6 to 7 tokens a second at least, faster than people read (about 5). A prompt of 8,000 tokens keeps a
+third of its speed on the 90m shape. Half of these seconds would cost it a tenth more, three times as many would gain a
+third (7 ms a token at position 8,000 in pieces of 64), and text would stutter at two tokens a second.
 """
 
 DECODES = 2.0

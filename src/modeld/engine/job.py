@@ -297,12 +297,12 @@ class Job:
         )
         if self.stop is not None:
             # The last token of a prompt is computed in any case: its logits are not kept.
-            end = min(self._seen(), self.reusable)
+            end = min(self._computed(), self.reusable)
             again = computed_again(self.had, self.target, self.reused + self.restored, end)
             session.last_receipt = session.last_receipt.charged(self.stop, again)
         return session.last_receipt
 
-    def _seen(self) -> int:
+    def _computed(self) -> int:
         """Tokens of the target that are, or were, in the KV for this job."""
         if not self.started:
             return 0
@@ -311,7 +311,7 @@ class Job:
 
     def _counted(self) -> Counted:
         """What the job cost so far, its earlier conversations included."""
-        earlier, seen = self.earlier, self._seen()
+        earlier, seen = self.earlier, self._computed()
         return Counted(
             earlier.seen + seen,
             earlier.fresh + self.computed.below(seen),

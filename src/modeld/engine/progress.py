@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic, sleep
 
+from modeld.engine.admission import Admission
+from modeld.engine.cost import StepCost
 from modeld.engine.job import Job
+from modeld.engine.pool import Pool
+from modeld.engine.protocol import Parts, Reply
 from modeld.types import ProgressPart
 
 HEARTBEAT_SECONDS = 1.0
@@ -36,25 +40,40 @@ class Pace:
         return (done - before) / (now - since) if now > since else 0.0
 
 
-def progress(job: Job, position: int, dearer: Callable[[int, int], float]) -> ProgressPart:
-    """What to tell a job's stream.
+class Progress:
+    """Makes the parts that streams hear. Belongs to the scheduler's thread, but for :class:`Heartbeat`.
 
-    :param position: its place in the queue; 0: it is being computed.
-    :param dearer: how much more a token costs between these two places of a prompt than at the first.
+    :param send: writes a frame to the node; may block.
     """
-    now = monotonic()
-    done, total = job.done
-    if job.pace is None:
-        job.pace = Pace(now, done)
-    rate = 0.0 if position else job.pace.rate(now, done)
-    left = (total - done) / rate * dearer(done, total) if rate else 0.0
-    return ProgressPart(job.reused + job.restored, done, total, position=position, rate=rate, seconds_left=left)
 
+    def __init__(self, pool: Pool, admission: Admission, cost: StepCost, send: Callable[[Reply], None]) -> None:
+        self._pool = pool
+        self._admission = admission
+        self._cost = cost
+        self._send = send
 
-def unheard(jobs: Iterable[Job]) -> list[Job]:
-    """Those with a stream that will have to hear something before anybody looks again."""
-    due = monotonic() - HEARTBEAT_SECONDS * (1 - 1 / LOOKS)
-    return [job for job in jobs if job.silent and job.told <= due]
+    def of(self, job: Job, position: int = 0) -> ProgressPart:
+        """What to tell a job's stream now.
+
+        :param position: its place in the queue; 0: it is being computed.
+        """
+        now = job.told = monotonic()
+        done, total = job.done
+        if job.pace is None:
+            job.pace = Pace(now, done)
+        rate = 0.0 if position else job.pace.rate(now, done)
+        left = (total - done) / rate * self._cost.dearer(done, total) if rate else 0.0
+        return ProgressPart(job.reused + job.restored, done, total, position=position, rate=rate, seconds_left=left)
+
+    def tell_waiting(self) -> None:
+        """Tell each stream whose text cannot come soon, and that would have to wait too long for the next look."""
+        due = monotonic() - HEARTBEAT_SECONDS * (1 - 1 / LOOKS)
+        jobs = [job for session in self._pool.sessions.values() for job in session.jobs]
+        if late := [job for job in jobs if job.silent and job.told <= due]:
+            waiting = self._admission.queue()
+            for job in late:
+                position = waiting.index(job) + 1 if job in waiting else 0
+                self._send(Parts(job.id, job.frame(), (self.of(job, position),), 0))
 
 
 class Heartbeat:

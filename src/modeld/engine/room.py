@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from modeld.engine.backend import Slice
 from modeld.engine.explain import stopped
 from modeld.engine.job import Job
 from modeld.engine.pool import Pool
@@ -109,3 +110,26 @@ class Room:
         job.lost_kv("evicted")
         self._pool.evict(job.session)
         return True
+
+    def make(self, entries: list[tuple[Job, Slice]]) -> tuple[list[tuple[Job, Slice]], Job | None]:
+        """A step did not fit: free cells, or leave a job for later.
+
+        :returns: what to try again with, and a job that will never fit.
+        """
+        if self._pool.evict_idle() or self.preempt(self.stalled(without=[job for job, _ in entries])):
+            return entries, None
+        if len(entries) > 1:
+            youngest = max(entries, key=lambda entry: entry[0].started)
+            youngest[0].parked = True
+            return [entry for entry in entries if entry is not youngest], None
+        job = entries[0][0]
+        others = [other for other in self._active if other is not job and other.session.hot]
+        if not others:
+            return [], job
+        younger = max(others, key=lambda other: other.started)
+        if younger.started < job.started:
+            job.parked = True
+            return [], None
+        # Two that grew side by side: the younger gives its cells back and is computed again afterwards.
+        self.preempt(younger)
+        return entries, None

@@ -26,7 +26,7 @@ from modeld.engine.explain import cannot_rewind, kv_gone, why_stopped
 from modeld.engine.housekeeping import Housekeeping
 from modeld.engine.job import Job, Stream
 from modeld.engine.pool import Pool
-from modeld.engine.progress import Heartbeat, progress, unheard
+from modeld.engine.progress import Heartbeat, Progress
 from modeld.engine.prompts import Prompts, close_answer, slide_under, what_left
 from modeld.engine.protocol import (
     Audit,
@@ -59,7 +59,7 @@ from modeld.engine.tiers import open_tiers
 from modeld.engine.transfers import WAKE, Disk, Transfers
 from modeld.errors import CancelledError, CapacityError, EngineProtocolError, ModeldError, SessionFatalError
 from modeld.session.manifest import Manifest
-from modeld.types import FinishReason, Message, ProgressPart, WarningPart
+from modeld.types import FinishReason, Message, WarningPart
 
 FLUSH_SECONDS = 0.030
 """A stream's frame waits this long for more tokens; the first one does not wait.
@@ -103,7 +103,8 @@ class Scheduler:
         self._ahead = Ahead(self._pool, prompts, backend)
         self._states = States(self._pool, manifest, send)
         self._housekeeping = Housekeeping(self._pool, self._ahead, self._states, tiers, send)
-        self._heartbeat = Heartbeat(self._tell_waiting)
+        self._progress = Progress(self._pool, self._admission, self._batches.cost, send)
+        self._heartbeat = Heartbeat(self._progress.tell_waiting)
         disk = Disk(lambda: inbox.put(WAKE))
         self._transfers = Transfers(SnapshotJobs(self._pool, backend, load, manifest, disk).steps)
 
@@ -133,11 +134,9 @@ class Scheduler:
                 return
             for job in self._active:
                 self._flush(job)
-            if self._room.stalled() is not None and (
-                self._admission.waiting or any(job.parked for job in self._active)
-            ):
+            if self._room.stalled() is not None and self._admission.waiting:
                 # Who waits for room need not wait for a reader that takes nothing.
-                self._try_again()
+                self._admission.try_again()
                 continue
             wait = self._housekeeping.idle()
             with suppress(queue.Empty):
@@ -285,7 +284,9 @@ class Scheduler:
             self._flush_before(entries)
             result = self._compute(entries)
             if result is StepResult.NO_SPACE:
-                entries = self._make_room(entries)
+                entries, stuck = self._room.make(entries)
+                if stuck is not None:
+                    self._no_room(stuck)
         if result is StepResult.FAILED and len(entries) > 1 and self._backend.shares:
             # One of them is to blame: alone, only that one fails.
             for entry in entries:
@@ -342,48 +343,17 @@ class Scheduler:
                 job.lost_kv("engine_lost")
         self._pool.lose_all()
 
-    def _make_room(self, entries: list[Entry]) -> list[Entry]:
-        """The batch did not fit: free cells, or leave a job for later.
-
-        :returns: what to try again with.
-        """
-        if self._pool.evict_idle() or self._room.preempt(self._room.stalled(without=[job for job, _ in entries])):
-            return entries
-        if len(entries) > 1:
-            youngest = max(entries, key=lambda entry: entry[0].started)
-            youngest[0].parked = True
-            return [entry for entry in entries if entry is not youngest]
-        job = entries[0][0]
-        others = [other for other in self._active if other is not job and other.session.hot]
-        if others:
-            younger = max(others, key=lambda other: other.started)
-            if younger.started < job.started:
-                job.parked = True
-                return []
-            # Two that grew side by side: the younger gives its cells back and is computed again afterwards.
-            self._room.preempt(younger)
-            return entries
+    def _no_room(self, job: Job) -> None:
+        """The job alone does not fit."""
         if self._transfers:
             # What a snapshot holds can leave when it is done.
             job.parked = True
         elif job.decoding:
             self._finish(job, "context_full")
         else:
-            self._fail(
-                job,
-                CapacityError(
-                    f"the prompt's {len(job.target)} tokens do not fit the engine's {self._load.cells} KV cells",
-                    tokens=len(job.target),
-                    cells=self._load.cells,
-                ),
-            )
-        return []
-
-    def _try_again(self) -> None:
-        """Something changed: who waits for room may look again."""
-        for job in self._active:
-            job.parked = False
-        self._admission.try_again()
+            tokens, cells = len(job.target), self._load.cells
+            text = f"the prompt's {tokens} tokens do not fit the engine's {cells} KV cells"
+            self._fail(job, CapacityError(text, tokens=tokens, cells=cells))
 
     def _settle(self, entries: list[Entry], result: StepResult) -> None:
         for job, _ in entries:
@@ -400,7 +370,7 @@ class Scheduler:
                 if not job.remaining:
                     self._prefilled(job)
                 elif job.stream is not None:
-                    job.stream.parts.append(self._progress(job))
+                    job.stream.parts.append(self._progress.of(job))
 
     def _sample(self, job: Job, row: int) -> None:
         """Take the next token of a stream, and see whether it was the last."""
@@ -426,7 +396,7 @@ class Scheduler:
             self._finish(job, "context_full")
         elif job.stalled and self._admission.waiting:
             # What it holds may go to those who wait for room.
-            self._try_again()
+            self._admission.try_again()
 
     def _slides(self, job: Job, stream: Stream) -> bool:
         """The window is full: let turns leave, and compute what is left again. ``False``: the answer ends here."""
@@ -477,18 +447,6 @@ class Scheduler:
             parts, tokens = job.stream.take()
             self._send(Parts(job.id, job.frame(), parts, tokens))
 
-    def _tell_waiting(self) -> None:
-        """Each stream whose text cannot come soon hears where it stands."""
-        if late := unheard(job for session in self._pool.sessions.values() for job in session.jobs):
-            queue_ = self._admission.queue()
-            for job in late:
-                position = queue_.index(job) + 1 if job in queue_ else 0
-                self._send(Parts(job.id, job.frame(), (self._progress(job, position),), 0))
-
-    def _progress(self, job: Job, position: int = 0) -> ProgressPart:
-        job.told = monotonic()
-        return progress(job, position, self._batches.cost.dearer)
-
     def _reply(self, job: Job, result: object) -> None:
         self._leave(job)
         tapes = [self._pool.tape(job.session)]
@@ -520,5 +478,5 @@ class Scheduler:
         if not isinstance(job.request, Explain | Snapshot):
             self._states.touched(session)
         self._control.forget(job.id)
-        self._try_again()
+        self._admission.try_again()
         self._admission.add(session)

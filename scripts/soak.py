@@ -188,7 +188,7 @@ def run(minutes: float, count: int, seed: int) -> tuple[list[str], list[str]]:
     """
     program = str(Path(sys.executable).with_name("modeld"))
     with tempfile.TemporaryDirectory(prefix="modeld-soak-") as root:
-        serve = [program, "serve", "--data-root", root]
+        serve = [program, "serve", "--data-root", root, "--ram", f"{RAM // 2**20}MiB", "--disk", f"{DISK // 2**20}MiB"]
         node = subprocess.Popen(serve, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             while not (Path(root) / "owner.json").exists() and node.poll() is None:

@@ -185,7 +185,7 @@ def test_the_prompt_survives_an_engine_that_dies_and_a_node_that_ends(
     assert node.wait(60) == 0
     command.serve()
     terminal.type("there\n")
-    answer = terminal.expect("there #") + terminal.expect("engine_lost")
+    answer = terminal.expect("there #") + terminal.expect(" restored")
     assert "modeld: " not in answer
     terminal.expect(">>> ")
     terminal.type("\x04")

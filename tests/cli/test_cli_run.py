@@ -196,14 +196,25 @@ def test_head_takes_a_line_of_a_list_without_a_word_on_stderr(command: CommandLi
 
 
 @pytest.mark.usefixtures("node")
-def test_a_session_outlives_its_engine_and_says_what_it_lost(command: CommandLine) -> None:
+def test_a_session_outlives_its_engine(command: CommandLine) -> None:
     assert command("run", "fake", "hello", "--session", "s").code == 0
     command("unload")
     done = command("run", "fake", "hello", "--session", "s", "--json")
     receipt = done.json["end"]["receipt"]
-    assert receipt["stop"]["reason"] == "unloaded"
+    assert receipt["restored"] > 0
+    assert receipt["prefilled"] == 1
     assert receipt["generation"] == 2
     assert engine_pid(command) > 0
+
+
+def test_a_session_says_that_its_engine_kept_nothing(command: CommandLine) -> None:
+    command.serve("--ram", "off")
+    assert command("run", "fake", "hello", "--session", "s").code == 0
+    command("unload")
+    done = command("run", "fake", "hello", "--session", "s", "--json")
+    receipt = done.json["end"]["receipt"]
+    assert receipt["restored"] == 0
+    assert receipt["stop"]["reason"] == "unloaded"
 
 
 WRONG = [

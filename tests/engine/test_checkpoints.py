@@ -6,6 +6,7 @@ from msgspec import structs
 
 from modeld.engine.checkpoints import LINE, MOST, Checkpoints
 from modeld.engine.protocol import Done, Failed, Held, Load, Prefix, Request, Suffix, Turn, decode_result
+from modeld.session.manifest import pack_tokens
 from modeld.types import DecodeOptions, EndPart, Message, Receipt
 
 from .test_scheduler_states import Engine, answer_to, rendered
@@ -19,6 +20,10 @@ def kept(store: Checkpoints, tape: list[int], *, weight: int = 1, size: int = 10
     return missing is not None and store.add(tape, *missing, weight, lambda: bytes(size))
 
 
+def used(store: Checkpoints, ids: list[int]) -> None:
+    store.touch(store.ahead(ids, 0)[0][0])
+
+
 def test_the_longest_beginning_is_found_and_nothing_else() -> None:
     store = Checkpoints(1000)
     tape = list(range(100))
@@ -26,12 +31,11 @@ def test_the_longest_beginning_is_found_and_nothing_else() -> None:
     assert kept(store, [*tape[:50], 0])
     assert not kept(store, tape[:60])
     assert [store.length(ids) for ids in (tape, tape[:60], tape[:59], tape[:39], [0, *tape])] == [60, 60, 40, 0, 0]
-    assert store.find(tape, 1) is None
-    found = store.find(tape, 0)
-    assert found is not None
-    assert (found.start, found.tokens) == (0, tape[:60])
+    assert not store.ahead(tape, 1)
+    ((found, end),) = store.ahead(tape, 0)
+    assert (found.start, found.end, end, found.tokens) == (0, 60, 60, pack_tokens(tape[:60]))
     store.drop(found)
-    assert (store.length(tape), store.bytes) == (40, 20)
+    assert (store.length(tape), store.ram) == (40, 20)
 
 
 def test_of_one_conversation_the_first_and_the_last_stay() -> None:
@@ -40,7 +44,7 @@ def test_of_one_conversation_the_first_and_the_last_stay() -> None:
     for end in range(100, 1000, 100):
         assert kept(store, tape[:end])
     assert [store.length(tape[: end + 50]) for end in range(100, 1000, 100)] == [100] * 6 + [700, 800, 900]
-    assert store.bytes == 10 * LINE
+    assert store.ram == 10 * LINE
 
 
 def test_where_others_start_too_stays() -> None:
@@ -49,7 +53,7 @@ def test_where_others_start_too_stays() -> None:
     assert kept(store, tape[:50])
     assert kept(store, tape[:100])
     for _ in range(2):
-        store.find([*tape[:100], 0], 0)
+        used(store, [*tape[:100], 0])
     for end in range(200, 1000, 100):
         assert kept(store, tape[:end])
     assert store.length(tape[:150]) == 100
@@ -61,13 +65,13 @@ def test_what_is_heavier_or_used_later_stays() -> None:
         assert kept(store, [first], weight=weight)
     assert kept(store, [4])
     assert [store.length([n]) for n in (1, 2, 3, 4)] == [1, 0, 1, 1]
-    store.find([3], 0)
+    used(store, [3])
     assert kept(store, [5])
     assert [store.length([n]) for n in (1, 3, 4, 5)] == [1, 1, 0, 1]
     # One that does not fit beside the heavier ones takes nobody's place.
     assert not kept(store, [6], size=25)
     assert [store.length([n]) for n in (1, 3, 5)] == [1, 1, 1]
-    assert store.bytes == 30
+    assert store.ram == 30
 
 
 def test_a_state_larger_than_the_budget_is_not_copied_again_and_again() -> None:
@@ -174,7 +178,7 @@ def test_an_evicted_session_comes_back_whole() -> None:
 def test_a_state_that_does_not_read_back_costs_a_prefill() -> None:
     engine = Kept()
     first = engine.ends(Turn(1, 1, (SYSTEM, HELLO), GREEDY))[1].cost()
-    store = engine.scheduler._pool._warm
+    store = engine.scheduler._pool._tiers
     assert isinstance(store, Checkpoints)
     for one in store._all:
         one.state = b"\xff not a state"
@@ -187,7 +191,7 @@ def test_states_beside_a_step_that_failed_are_not_used() -> None:
     engine = Kept()
     first = engine.turn(1, 1, SYSTEM, HELLO)
     said = (SYSTEM, HELLO, Message("assistant", answer_to((SYSTEM, HELLO))), BYE)
-    engine.scheduler._pool._warm = Checkpoints(10**6)
+    engine.scheduler._pool._tiers = Checkpoints(10**6)
     engine.ask(Turn(2, 2, (BYE,), GREEDY), Turn(3, 3, (Message("user", "!fail"),), GREEDY))
     assert engine.steps(5000)
     ends = {reply.id: reply for reply in engine.replies if isinstance(reply, Done | Failed)}

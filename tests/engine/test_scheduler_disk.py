@@ -17,7 +17,7 @@ from hypothesis.stateful import invariant, rule
 from msgspec import structs
 
 from engine.test_scheduler_states import LOAD, Engine, Sessions, rendered
-from modeld.engine.protocol import Cancel, Credit, Done, Held, Load, Request, Settle, Turn, decode_result
+from modeld.engine.protocol import Cancel, Credit, Done, Held, Load, Open, Request, Settle, Turn, decode_result
 from modeld.types import DecodeOptions, EndPart, Message, Receipt
 from support.disks import StepwiseDisk, kv_files, spoil
 
@@ -181,7 +181,8 @@ def test_who_waits_for_a_disk_that_does_nothing_is_computed(kept: Load) -> None:
     engine = Engine(kept)
     disk = engine.scheduler._pool._tiers._disk  # type: ignore[union-attr]
     assert disk is not None
-    engine.ask(Turn(1, 1, TALK, GREEDY))
+    held = tuple(engine.backend.tokenize(rendered(TALK).encode(), add_special=False))
+    engine.ask(Open(1, held), Turn(1, 1, TALK, GREEDY))
     assert engine.steps(1000)
     assert receipts(engine) == {}
     disk.thread._progress -= 100

@@ -103,6 +103,27 @@ def write_block(path: str, key: bytes, header: Header, payload: bytes) -> None:
         raise
 
 
+def delete_block(path: str) -> int:
+    """Delete the file.
+
+    :returns: bytes that it takes still, where it cannot be deleted.
+    """
+    try:
+        os.unlink(path)
+    except OSError:
+        return size_of(path)
+    return 0
+
+
+def size_of(path: str | Path) -> int:
+    """Bytes of a regular file; of anything else, or nothing, in its place 0: that is not ours."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+
 def read_block(path: str, key: bytes, size: int) -> bytes:
     """The payload of ``size`` bytes.
 

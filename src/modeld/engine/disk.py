@@ -11,7 +11,16 @@ from pathlib import Path
 from statistics import median
 from time import monotonic, time
 
-from modeld.engine.block_files import SUFFIX, Found, Header, read_block, scan, write_block
+from modeld.engine.block_files import (
+    SUFFIX,
+    Found,
+    Header,
+    delete_block,
+    read_block,
+    scan,
+    size_of,
+    write_block,
+)
 from modeld.engine.disk_thread import DiskThread
 
 KEEP_SECONDS = 7 * 86400.0
@@ -93,17 +102,17 @@ class Disk:
         self._others[self._path(key)] = size
 
     def _unlink(self, path: str, size: int) -> None:
-        def done(outcome: Exception | None) -> None:
-            if isinstance(outcome, Exception) and not isinstance(outcome, FileNotFoundError):
-                # It is there and takes its room.
-                self._others[path] = size
-                self.bytes += size
+        def done(left: int | Exception) -> None:
+            still = size if isinstance(left, Exception) else left
+            if still:
+                self._others[path] = still
+                self.bytes += still
 
-        self.thread.ask(partial(os.unlink, path), done)
+        self.thread.ask(partial(delete_block, path), done)
 
     def audit(self) -> list[str]:
         """Look what the files take; a sentence where that is not what was counted."""
-        found = sum(path.stat().st_size for path in self._folder.glob(f"*/*{SUFFIX}"))
+        found = sum(size_of(path) for path in self._folder.glob(f"*/*{SUFFIX}"))
         return [] if found == self.bytes else [f"the folder of KV takes {found} bytes, the ledger {self.bytes}"]
 
     # Writing and reading

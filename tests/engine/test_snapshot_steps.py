@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from modeld.engine import snapshots
 from modeld.engine.protocol import Cancel, Done, Explain, Failed, Forget, Load, Parts, Restore, Snapshot, Turn
 from modeld.engine.protocol import decode_result as decoded
+from modeld.engine.transfers import Transfers
 from modeld.session import ContextReport, ModelRef, PrefixStatus, SessionConfig, SnapshotInfo
 from modeld.types import DecodeOptions, EndPart, Message, TextPart
 
@@ -91,7 +93,15 @@ class Moves:
         return max(len(run) for run in "".join("s" if one == "step" else "b" for one in self.log).split("s"))
 
 
+def disk_that_is_always_done(transfers: Transfers) -> bool:
+    """In the place of ``Transfers.ready``: the stream is not through before a slow disk is."""
+    if transfers._awaited is not None:
+        wait([transfers._awaited], SECONDS)
+    return len(transfers) > 0
+
+
 def test_running_stream_waits_for_one_block_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Transfers, "ready", property(disk_that_is_always_done))
     engine = started()
     engine.ask(Turn(1, 1, STORY, GREEDY, credit=10**6))
     result(engine, 1, EndPart)

@@ -191,7 +191,7 @@ def test_who_waits_for_a_disk_that_does_nothing_is_computed(kept: Load) -> None:
     receipt = receipts(engine)[1]
     assert (receipt.restored, receipt.prefilled) == (0, len(rendered(TALK)))
     assert receipt.stop is not None
-    assert receipt.stop.reason == "evicted"
+    assert receipt.stop.reason == "engine_lost"
 
 
 def test_a_job_that_waits_for_a_file_can_be_cancelled(kept: Load) -> None:

@@ -103,7 +103,8 @@ async def test_tokens_after_a_restart_are_those_of_a_run_without_one(root: Root,
     again = node.attach(session.handle) if way == "attach" else await node.open_session(ref, SessionConfig(name="odd"))
     status = await again.ensure_prefix(talk)
     assert status.prefix_token_hash == uninterrupted
-    assert told(status.receipt) == "engine_lost"
+    assert told(status.receipt) == ""
+    assert status.receipt.restored > 0
     assert status.receipt.rebound == (way == "attach")
     assert status.receipt.reused + status.receipt.restored + status.receipt.prefilled == status.prefix_tokens
 
@@ -143,7 +144,8 @@ async def test_engine_that_crashes_after_a_rest_leaves_the_session_as_it_was(roo
     await crash(node)
     answer = await session.decode(GREEDY).join()
     assert answer.text == "1 2 3 4 5 6 7 8 9"
-    assert told(answer.receipt) == "engine_lost"
+    assert told(answer.receipt) == ""
+    assert answer.receipt.prefilled <= 1
 
 
 async def test_engine_that_crashes_before_a_rest_is_not_gone_on_from(root: Root) -> None:
@@ -335,7 +337,7 @@ async def test_hostile_names_stay_in_the_folder(root: Root, name: str) -> None:
     (path,) = root.files()
     assert len(path.stem) == 64
     assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
-    assert {entry.name for entry in root.path.iterdir()} <= {"sessions", "engine.lock", "models", "digests.json"}
+    assert {entry.name for entry in root.path.iterdir()} <= {"sessions", "kv", "engine.lock", "models", "digests.json"}
 
 
 @pytest.mark.parametrize("name", ["", "a\0b", "\n", "\ud800", "x" * 201])

@@ -139,6 +139,8 @@ class Job:
         # The most of its target that the KV held.
         self.reached = 0
         self.stop: ReuseStop | None = None
+        # Why what its session held is not in the engine, where it is not.
+        self.gone: ReuseReason = "evicted"
         # What it could have reused, had reuse not stopped.
         self.had: list[int] = []
         self.stream: Stream | None = None

@@ -361,8 +361,13 @@ class Pool:
         self._save_all(session.sequence, _weight(session))
 
     def stored(self, ids: Sequence[int]) -> int:
-        """How many leading tokens of ``ids`` :meth:`restore_next` may bring back."""
+        """How many leading tokens of ``ids`` are kept outside the engine, be it too few to bring them back."""
         return self._tiers.length(ids) if self._tiers is not None else 0
+
+    def coming(self, ids: Sequence[int], at: int) -> int:
+        """Up to where ``ids`` will be here, when all that :meth:`restore_next` has from ``at`` on is brought back."""
+        path = self._ahead(ids, at)
+        return path[-1][1] if path else at
 
     def fetch(self, session: EngineSession, ids: Sequence[int]) -> Callable[[], bool] | None:
         """Have read what :meth:`restore_next` needs next, where it is in a file.

@@ -95,7 +95,7 @@ class Room:
         lost = min(job.promised, shared_length(job.had, job.target)) - before
         if lost > 0 and not job.decoding and (job.stop is None or job.stop.token > before):
             job.dropped = len(job.had) - before
-            job.blame(stopped("evicted", before, f"{lost} tokens that had left the engine did not come back"), job.had)
+            job.blame(stopped(job.gone, before, f"{lost} tokens that had left the engine did not come back"), job.had)
         return False
 
     def stalled(self, without: Sequence[Job] = ()) -> Job | None:

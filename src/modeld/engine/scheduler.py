@@ -248,7 +248,8 @@ class Scheduler:
                 self._pool.cut(session, shared)
             job.reused = self._pool.seat(session, job.target[: job.reusable])
             wanted = job.target[: job.reusable]
-            job.promised = max(job.reused, self._pool.stored(wanted))
+            job.promised = self._pool.coming(wanted, job.reused)
+            job.gone = gone or job.gone
             job.places = self._pool.places_to_keep(wanted, (*job.places, shared), job.promised)
             if job.promised < min(shared, job.reusable):
                 if gone is not None:

@@ -16,12 +16,14 @@ from pathlib import Path
 # A prober holds a shared lock for microseconds, and a child between fork and exec for some milliseconds.
 _PATIENCE = 0.25
 _POLL = 0.005
+# As long again, where it is only probers.
+_PROBERS = 2.0
 
 
 def lock(path: Path, patience: float = _PATIENCE) -> int | None:
     """A descriptor (close-on-exec) that holds the exclusive lock of ``path`` and is the file its path names.
 
-    ``None``: somebody else held it for ``patience`` seconds. The file is created, 0600, where it is missing.
+    ``None``: somebody else held it for ``patience`` seconds, and not only to probe it. The file is created, 0600, where it is missing.
 
     :raises OSError: the file cannot be opened, as a symbolic link or a folder cannot.
     """
@@ -39,7 +41,9 @@ def lock(path: Path, patience: float = _PATIENCE) -> int | None:
             os.close(fd)
             raise
         os.close(fd)
-        if time.monotonic() >= give_up:
+        late = time.monotonic() - give_up
+        # Many probers in turn may be there each time we look; they keep nobody out for ever.
+        if late >= 0 and (late >= _PROBERS or is_held(path)):
             return None
         time.sleep(_POLL)
 

@@ -12,7 +12,8 @@ import pytest
 from msgspec import structs
 
 from modeld.engine.backend import Slice, StepResult
-from modeld.engine.progress import HEARTBEAT_SECONDS, Pace
+from modeld.engine.pace import Pace
+from modeld.engine.progress import HEARTBEAT_SECONDS
 from modeld.engine.protocol import Load, Parts, Request, Turn
 from modeld.node.node import Node, NodeConfig
 from modeld.session import ModelRef, SessionConfig

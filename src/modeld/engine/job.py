@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from modeld.chat.parser import OutputParser, StopMatcher
 from modeld.engine.backend import Sampler
 from modeld.engine.explain import computed_again, stopped
+from modeld.engine.pace import Pace
 from modeld.engine.protocol import Decode, Prefix, SessionRequest, Suffix, Turn
 from modeld.engine.session import EngineSession, Prompt
 from modeld.engine.spans import Positions
@@ -23,9 +24,6 @@ from modeld.types import (
     ToolCallStart,
     Usage,
 )
-
-if TYPE_CHECKING:
-    from modeld.engine.progress import Pace
 
 
 class Stream:

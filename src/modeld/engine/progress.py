@@ -10,6 +10,7 @@ from time import monotonic, sleep
 from modeld.engine.admission import Admission
 from modeld.engine.cost import StepCost
 from modeld.engine.job import Job
+from modeld.engine.pace import Pace
 from modeld.engine.pool import Pool
 from modeld.engine.protocol import Parts, Reply
 from modeld.types import ProgressPart
@@ -19,25 +20,6 @@ HEARTBEAT_SECONDS = 1.0
 
 LOOKS = 4
 """How often in that time somebody looks who has to be told."""
-
-PACE_SECONDS = 2.0
-"""A rate is that of the last two to four seconds, or of all there were."""
-
-
-class Pace:
-    """How fast a prompt comes along. Given the tokens that are done, now and then."""
-
-    def __init__(self, now: float, done: int) -> None:
-        self._older = self._newer = (now, done)
-
-    def rate(self, now: float, done: int) -> float:
-        """Tokens a second lately; 0 where nobody can tell yet. What was taken away again begins anew."""
-        if done < self._newer[1]:
-            self._older = self._newer = (now, done)
-        elif now - self._newer[0] >= PACE_SECONDS:
-            self._older, self._newer = self._newer, (now, done)
-        since, before = self._older
-        return (done - before) / (now - since) if now > since else 0.0
 
 
 class Progress:

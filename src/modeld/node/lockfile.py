@@ -23,7 +23,8 @@ _PROBERS = 2.0
 def lock(path: Path, patience: float = _PATIENCE) -> int | None:
     """A descriptor (close-on-exec) that holds the exclusive lock of ``path`` and is the file its path names.
 
-    ``None``: somebody else held it for ``patience`` seconds, and not only to probe it. The file is created, 0600, where it is missing.
+    ``None``: somebody else held it for ``patience`` seconds, and not only to probe it. The file is created, 0600, where
+    it is missing.
 
     :raises OSError: the file cannot be opened, as a symbolic link or a folder cannot.
     """

@@ -234,6 +234,10 @@ WRONG = [
     ("run", "tiny", "hello", "--nosuch"),
     ("serve", "--idle-ttl", "soon"),
     ("serve", "--idle-ttl", "0"),
+    ("serve", "--ram", "512"),
+    ("serve", "--ram", "999999TiB"),
+    ("serve", "--ram", "off", "--disk", "1GiB"),
+    ("serve", "--threads", "9999"),
     ("serve", "--listen", "12"),
     ("nosuch",),
 ]

@@ -90,11 +90,22 @@ def test_durations() -> None:
 
 
 def test_sizes() -> None:
-    said = {"500": 500, "512MiB": 2**29, "1.5GiB": 3 * 2**29, "2TB": 2 * 10**12, "3K": 3000, "0": 0, "off": 0}
+    said = {
+        "5000000": 5_000_000,
+        "512MiB": 2**29,
+        "1.5GiB": 3 * 2**29,
+        "2TB": 2 * 10**12,
+        "3M": 3 * 10**6,
+        "0": 0,
+        "off": 0,
+    }
     assert {text: parse_size(text) for text in said} == said
     assert parse_size("auto") is None
     for text in ("", "-1", "2 GiB", "GiB", "1e9", "9" * 400, "1XB", "1iB"):
         with pytest.raises(InvalidRequestError, match="no size"):
+            parse_size(text)
+    for text in ("500", "512", "3K", "1023KiB"):
+        with pytest.raises(InvalidRequestError, match="too little"):
             parse_size(text)
 
 

@@ -98,6 +98,27 @@ def test_fork_of_a_session_and_of_a_snapshot(command: CommandLine, tmp_path: Pat
 
 
 @pytest.mark.usefixtures("told")
+def test_fork_of_a_damaged_snapshot_leaves_no_session(command: CommandLine) -> None:
+    with modeld.sync.connect(command.root) as client:
+        taken = client.open_session("fake", SessionConfig(workspace="w", name="story")).snapshot()
+    file = command.root / "snapshots" / f"{taken.id}.snap"
+    data = bytearray(file.read_bytes())
+    data[-40] ^= 1
+    file.write_bytes(data)
+    failed = command("sessions", "fork", taken.id[:16], "branch", "--workspace", "w")
+    assert failed.code == 1
+    assert "damaged" in failed.err
+    assert "branch" not in command("sessions", "list").out
+
+
+@pytest.mark.usefixtures("told")
+def test_sessions_that_rest_are_told_without_a_node(command: CommandLine, node: subprocess.Popen[bytes]) -> None:
+    assert command("stop").code == 0
+    assert node.wait(60) == 0
+    assert "1 sessions are on disk" in command("sessions", "list").out
+
+
+@pytest.mark.usefixtures("told")
 def test_wrong_usage_changes_nothing(command: CommandLine, tmp_path: Path) -> None:
     for arguments in (("rm",), ("rm", "story", "--all"), ("export", "story", "-", "--json"), ("import",)):
         assert command("sessions", *arguments).code == 2

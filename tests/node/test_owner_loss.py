@@ -31,10 +31,11 @@ def lease(tmp_path: Path) -> Iterator[OwnerLease]:
 
 
 class Storage:
-    """Stands between the lease and its temporary files: works, fails as a full disk does, or hangs until told."""
+    """Stands between the lease and its temporary files: works, fails, or hangs until told."""
 
     def __init__(self) -> None:
         self.fail = False
+        self.errno = errno.EIO
         self.go_on = threading.Event()
         self.go_on.set()
         self.waiting = threading.Event()
@@ -44,7 +45,7 @@ class Storage:
         file = self._fdopen(fd, mode)
         if self.fail:
             file.close()
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(self.errno, os.strerror(self.errno))
         if not self.go_on.is_set():
             self.waiting.set()
             self.go_on.wait()
@@ -158,7 +159,7 @@ def test_second_owner_after_unlink_wins_and_keeps_its_record(lease: OwnerLease) 
         assert probe(second.data_root).record == second.record
 
 
-def test_full_disk_is_transient_until_the_margin_then_renew_failed(lease: OwnerLease, storage: Storage) -> None:
+def test_failing_disk_is_transient_until_the_margin_then_renew_failed(lease: OwnerLease, storage: Storage) -> None:
     assert lease.renew() == "ok"
     on_disk = (lease.data_root / "owner.json").read_bytes()
     storage.fail = True
@@ -173,7 +174,33 @@ def test_full_disk_is_transient_until_the_margin_then_renew_failed(lease: OwnerL
     assert list(lease.data_root.glob("*.tmp")) == []
 
 
-async def test_full_disk_that_recovers_loses_nothing(lease: OwnerLease, storage: Storage) -> None:
+async def test_full_disk_costs_no_lease(lease: OwnerLease, storage: Storage) -> None:
+    storage.fail, storage.errno = True, errno.ENOSPC
+    before = lease.record
+    task = asyncio.create_task(keep(lease))
+    await asyncio.sleep(2 * before.ttl)
+    assert not task.done()
+    found = probe(lease.data_root).record
+    assert found is not None
+    assert found.renewed > before.renewed
+    assert msgspec.structs.replace(found, renewed=before.renewed) == before
+    assert list(lease.data_root.glob("*.tmp")) == []
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_full_disk_is_no_way_onto_the_record_of_another(lease: OwnerLease, storage: Storage) -> None:
+    storage.fail, storage.errno = True, errno.ENOSPC
+    unlink_lock(lease)
+    on_disk = (lease.data_root / "owner.json").read_bytes()
+    with pytest.raises(LeaseLostError) as caught:
+        lease.renew()
+    assert caught.value.reason == "lock-lost"
+    assert (lease.data_root / "owner.json").read_bytes() == on_disk
+
+
+async def test_failing_disk_that_recovers_loses_nothing(lease: OwnerLease, storage: Storage) -> None:
     task = asyncio.create_task(keep(lease))
     storage.fail = True
     await asyncio.sleep(0.4)  # the attempt at 0.27 failed, the next is near 0.43
@@ -187,7 +214,7 @@ async def test_full_disk_that_recovers_loses_nothing(lease: OwnerLease, storage:
         await task
 
 
-async def test_full_disk_loses_the_lease_before_the_margin(lease: OwnerLease, storage: Storage) -> None:
+async def test_failing_disk_loses_the_lease_before_the_margin(lease: OwnerLease, storage: Storage) -> None:
     storage.fail = True
     lease_ends = time.monotonic() + lease.remaining()
     with pytest.raises(LeaseLostError, match="renew-failed"):
@@ -253,7 +280,7 @@ def test_publish_behind_a_hanging_renewal_gives_up_in_time(lease: OwnerLease, st
 def test_failed_publish_changes_nothing_and_can_be_repeated(lease: OwnerLease, storage: Storage) -> None:
     before = lease.record
     storage.fail = True
-    with pytest.raises(NodeError, match="No space left"):
+    with pytest.raises(NodeError, match="Input/output error"):
         lease.publish(endpoints=["unix:/x"])
     assert lease.record == before == read_record(lease.data_root)
     storage.fail = False

@@ -127,7 +127,8 @@ def _disk(root: Path) -> Check:
 
     free = shutil.disk_usage(_existing(root)).free
     if free < _LOW_DISK:
-        return Check("disk", "warn", f"{human_bytes(free)} free", "snapshots and models need room: free some")
+        why = "no KV, session or snapshot is kept on a full disk: free some"
+        return Check("disk", "warn", f"{human_bytes(free)} free", why)
     return Check("disk", "ok", f"{human_bytes(free)} free")
 
 

@@ -82,7 +82,10 @@ def load(
 
 
 def unload(backend: BackendOption = "", data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
-    """End the engine process, once running calls are done. The node and its sessions stay, their KV does not."""
+    """End the engine process, once running calls are done. The node and its sessions stay.
+
+    KV that has a place in files comes back with the next call; the rest is computed again.
+    """
 
     async def ask() -> NodeStatus:
         async with reached(root_of(data_root), backend) as client:

@@ -49,7 +49,8 @@ def ps(
     """List the sessions, the last used first. Starts no node; exits 0 also where none runs.
 
     Of TAPE tokens in all the engine holds HOT for the session, and KEPT need not be computed again: the hot ones, those
-    that others hold too, and those that can come back. The rest would be computed by the next call.
+    that others hold too, and those that can come back. The rest would be computed by the next call. KEPT is - where
+    nobody knows: the session was not used since its model was loaded.
     """
     root = root_of(data_root)
     if explain:

@@ -51,6 +51,7 @@ KVTypeOption = Annotated[KVType, typer.Option("--kv-type", help="Type of the KV 
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 _SIZE: Final = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)(?:([KMGT])(i?))?B?")
+_LEAST_SIZE: Final = 1 << 20
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -85,9 +86,9 @@ def parse_duration(text: str) -> float:
 
 
 def parse_size(text: str) -> int | None:
-    """Bytes in ``500000``, ``512MiB``, ``2GiB`` or ``1TB``; 0 for ``off``, ``None`` for ``auto``.
+    """Bytes in ``5000000``, ``512MiB``, ``2GiB`` or ``1TB``; 0 for ``off``, ``None`` for ``auto``.
 
-    :raises InvalidRequestError: anything else.
+    :raises InvalidRequestError: anything else, and less than 1 MiB: who writes 512 means something else.
     """
     if text in ("off", "auto"):
         return 0 if text == "off" else None
@@ -95,7 +96,10 @@ def parse_size(text: str) -> int | None:
     if match is None:
         raise InvalidRequestError(f"{text!r} is no size: write 512MiB, 2GiB, 4GB, auto or off")
     unit = 1024 if match[3] else 1000
-    return int(float(match[1]) * unit ** " KMGT".index(match[2] or " "))
+    size = int(float(match[1]) * unit ** " KMGT".index(match[2] or " "))
+    if 0 < size < _LEAST_SIZE:
+        raise InvalidRequestError(f"{text!r} is {size} bytes, too little for any KV: write 512MiB, 2GiB, 4GB or off")
+    return size
 
 
 def parse_address(text: str) -> tuple[str, int] | None:

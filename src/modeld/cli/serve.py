@@ -11,6 +11,7 @@ import typer
 from modeld.cli.errors import usage
 from modeld.cli.options import DataRootOption, parse_address, parse_duration, parse_size, root_of
 from modeld.cli.output import say
+from modeld.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from modeld.node.record import OwnerRecord
@@ -42,7 +43,9 @@ def serve(
     disk: Annotated[
         str, typer.Option(metavar="SIZE|auto|off", help="Files for KV that outlives the engine; none without --ram.")
     ] = "auto",
-    threads: Annotated[int, typer.Option(min=0, metavar="N", help="Threads of the engine; 0: its own choice.")] = 0,
+    threads: Annotated[
+        int, typer.Option(min=0, max=512, metavar="N", help="Threads of the engine; 0: its own choice.")
+    ] = 0,
     allow_fake: Annotated[bool, typer.Option(hidden=True, help="Serve fake models, for tests.")] = False,
 ) -> int:
     """Serve models from the foreground, until ctrl-C or SIGTERM.
@@ -53,6 +56,7 @@ def serve(
     with usage():
         address, idle_seconds = parse_address(listen), parse_duration(idle_ttl)
         ram_bytes, disk_bytes = parse_size(ram), parse_size(disk)
+        _check_budgets(ram_bytes, disk_bytes)
     import asyncio
     import logging
 
@@ -76,6 +80,15 @@ def serve(
     config = host.HostConfig(node=node, listen=address, tls=tls, tls_cert=tls_cert, tls_key=tls_key)
     asyncio.run(host.serve(config, ready))
     return 0
+
+
+def _check_budgets(ram: int | None, disk: int | None) -> None:
+    import psutil
+
+    if ram == 0 and disk:
+        raise InvalidRequestError("KV gets to files by way of main memory: --disk needs --ram")
+    if ram and ram > (total := psutil.virtual_memory().total):
+        raise InvalidRequestError(f"--ram is {ram:,} bytes, and this machine has {total:,} in all")
 
 
 def _invitation(record: OwnerRecord, root: Path, certificate: Path | None) -> str:

@@ -35,7 +35,7 @@ from modeld.errors import InvalidRequestError, ManifestMismatchError, ModeldErro
 if TYPE_CHECKING:
     from modeld.cli.remote import Client
     from modeld.session.snapshot_file import SnapshotHead
-    from modeld.session.values import ModelRef, SessionConfig, SessionInfo, SnapshotInfo
+    from modeld.session.values import ModelRef, PrefixStatus, SessionConfig, SessionInfo, SnapshotInfo
     from modeld.types import Receipt
 
     _Imported = tuple[SessionInfo, SnapshotInfo, Receipt]
@@ -286,18 +286,31 @@ async def _import(
     kept = {snapshot.id for snapshot in await client.snapshots()}
     snapshot = await client.import_snapshot(reading.pieces(), snapshot_id=snapshot_id)
     try:
-        session = await client.open_session(ref, config)
-        status = await session.restore(snapshot.id)
+        status = await restored(client, snapshot.id, ref, config, fresh=fresh)
         made = await find_session(client, config.name, config.workspace, digest)
     except BaseException:
-        with contextlib.suppress(ModeldError):
-            if fresh:
-                await client.remove_session(config.name, workspace=config.workspace, model=digest)
         with contextlib.suppress(ModeldError):
             if snapshot.id not in kept:
                 await client.remove_snapshot(snapshot.id)
         raise
     return made, snapshot, status.receipt
+
+
+async def restored(
+    client: Client, snapshot_id: str, ref: ModelRef, config: SessionConfig, *, fresh: bool
+) -> PrefixStatus:
+    """Open a session with what a snapshot holds.
+
+    :param fresh: there was none of that name, and there is none after an error.
+    """
+    session = await client.open_session(ref, config)
+    try:
+        return await session.restore(snapshot_id)
+    except BaseException:
+        with contextlib.suppress(ModeldError):
+            if fresh:
+                await client.remove_session(config.name, workspace=config.workspace, model=ref.digest)
+        raise
 
 
 async def _require_model(client: Client, ref: ModelRef) -> None:

@@ -14,7 +14,7 @@ from modeld.cli.node import session_table
 from modeld.cli.options import DataRootOption, JsonOption, root_of
 from modeld.cli.output import duration, emit, facts, table, visible
 from modeld.cli.remote import BackendOption, reached
-from modeld.cli.session_files import export, import_
+from modeld.cli.session_files import export, import_, restored
 from modeld.cli.session_names import (
     ForceOption,
     ModelOption,
@@ -51,7 +51,8 @@ def list_(
         emit({"node": node, "sessions": sessions, "snapshots": snapshots, "snapshot_bytes": size})
         return 0
     if node is None:
-        print(nobody(root))
+        resting = sum(1 for _ in (root / "sessions").glob("*.session"))
+        print(nobody(root) + (f"; {resting} sessions are on disk, and there again with the next" if resting else ""))
     else:
         session_table(sessions)
     if snapshots:
@@ -80,7 +81,7 @@ def show(
     async def ask() -> tuple[SessionInfo, ContextReport | None]:
         async with reached(root_of(data_root), backend) as client:
             session, status = await find_session(client, name, workspace, model), await client.status()
-            if status.state != "ready" or session.generation != status.generation:
+            if status.state != "ready" or session.digest != status.digest:
                 return session, None
             return session, await attach(client, session).explain()
 
@@ -136,9 +137,11 @@ def rm(
     data_root: DataRootOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Forget sessions, with what they hold, and remove snapshots. Asks nothing, and cannot be undone.
+    """Forget sessions, and remove snapshots. Asks nothing, and cannot be undone.
 
-    A session whose call runs is refused. Nothing is removed where one of the names is none.
+    A session whose call runs is refused. Nothing is removed where one of the names is none. Blocks of KV (which name
+    their tokens) may be other sessions' too: they stay in DATA_ROOT/kv until they are the longest unused, a week at
+    most; with no node running that folder can be deleted.
     """
     with usage():
         if bool(names) == every:
@@ -195,9 +198,9 @@ async def _fork(
         return await find_session(client, name, workspace, found.digest)
     if found.ref is None or found.config is None:
         raise InvalidRequestError(f"snapshot {found.id[:16]} cannot be used: {found.error}")
-    await require_free(client, name, workspace, found.ref.digest, force=force)
+    fresh = await require_free(client, name, workspace, found.ref.digest, force=force)
     config = msgspec.structs.replace(found.config, workspace=workspace, name=name)
-    await (await client.open_session(found.ref, config)).restore(found.id)
+    await restored(client, found.id, found.ref, config, fresh=fresh)
     return await find_session(client, name, workspace, found.ref.digest)
 
 

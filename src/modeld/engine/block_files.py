@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import sha256
@@ -166,6 +167,7 @@ def scan(folder: Path, manifest: str) -> tuple[list[Found], list[Foreign]]:
     """
     ours: list[Found] = []
     others: list[Foreign] = []
+    damaged = 0
     for place in _folders(folder):
         for entry in _files(place.path):
             known = entry.stat(follow_symlinks=False)
@@ -176,6 +178,7 @@ def scan(folder: Path, manifest: str) -> tuple[list[Found], list[Foreign]]:
             try:
                 key, header = read_header(entry.path)
             except DamagedError:
+                damaged += 1
                 with suppress(OSError):
                     os.unlink(entry.path)
             except OSError:
@@ -185,6 +188,8 @@ def scan(folder: Path, manifest: str) -> tuple[list[Found], list[Foreign]]:
         if place.name != manifest:
             with suppress(OSError):  # It is not empty.
                 os.rmdir(place.path)
+    if damaged:
+        print(f"modeld engine: {damaged} files of KV are damaged, and deleted", file=sys.stderr)
     return ours, others
 
 

@@ -45,7 +45,7 @@ ADVICE: Final[dict[ReuseReason, str]] = {
     "retokenized": "nothing to do: the text is the same and was split into other tokens",
     "evicted": "give the engine more cells or RAM, pin the session, or run fewer sessions side by side",
     "unloaded": "raise --idle-ttl, or keep to one model",
-    "engine_lost": "the node's log says why the engine ended",
+    "engine_lost": "what was not in files by then is lost; the node's log says what crashed or was damaged",
     "turns_left": "open the session with a larger context, or let the client shorten its conversation itself",
     "cannot_rewind": "nothing to do: this model has one state for all that it has read; more RAM keeps more of them",
     "model_changed": "open the session with the same model and KV type each time",

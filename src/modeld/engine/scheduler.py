@@ -476,7 +476,8 @@ class Scheduler:
         if job in session.jobs:
             session.jobs.remove(job)
         session.last_used = monotonic()
-        if not isinstance(job.request, Explain | Snapshot):
+        if not isinstance(job.request, Explain):
+            # Also after a snapshot: who has a job is taken off the list of those that rest.
             self._states.touched(session)
         self._control.forget(job.id)
         self._admission.try_again()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Container, Sequence
 from functools import partial
 from itertools import count, pairwise
@@ -347,6 +348,7 @@ class Tiers:
             self.ram += block.size
             self._sort(block)
         elif isinstance(outcome, DamagedError | FileNotFoundError):
+            print(f"modeld engine: a file of KV is not used: {outcome}; what follows it is computed", file=sys.stderr)
             self.drop(block)
         else:
             self._disown(block)

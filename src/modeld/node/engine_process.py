@@ -370,6 +370,8 @@ class EngineProcess(asyncio.Protocol):
                 await process.wait()
         self.gone.set()
         error = EngineCrashedError(f"the engine for {self._name} {self._end()}; the next call loads it again")
+        if not self.stopping:
+            log.warning("%s", error.message)
         self._fail_all(error)
         self._listener.engine_died(self, error)
 

@@ -112,6 +112,23 @@ def write_atomic(
         sync_folder(folder)
 
 
+def overwrite(path: Path, data: bytes) -> None:
+    """Write over a file that is there, padded with spaces to its size: on a full disk nothing else can be written.
+
+    A reader of the same moment may see some of both.
+
+    :raises OSError: it is not there, or is shorter and cannot grow.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        rest = memoryview(data.ljust(os.fstat(fd).st_size))
+        at = 0
+        while at < len(rest):
+            at += os.pwrite(fd, rest[at:], at)
+    finally:
+        os.close(fd)
+
+
 def sync_folder(folder: Path) -> None:
     """Have the names in ``folder`` on disk when this returns."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -297,7 +297,7 @@ class Node:
         """The session's record, where no engine knows the session now and to ask one would load its model."""
         record = self._registry.find(handle.workspace, handle.name, handle.ref.digest)
         resident = self._slot.resident
-        if record is None or handle.epoch > self.epoch or (resident and resident.generation == record.generation):
+        if record is None or handle.epoch > self.epoch or (resident and resident.holds(record.ref)):
             return None
         return record
 

@@ -47,6 +47,7 @@ Only :mod:`modeld.errors` and :mod:`msgspec` are needed, so that another daemon 
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -66,7 +67,7 @@ import msgspec
 
 from modeld.errors import InvalidRequestError, LeaseLostError, NodeError, NotOwnerError
 from modeld.node.eviction import contend
-from modeld.node.lockfile import is_path_of, sync_folder, unlock, write_atomic
+from modeld.node.lockfile import is_path_of, overwrite, sync_folder, unlock, write_atomic
 from modeld.node.record import (
     EPOCH_NAME,
     LOCK_NAME,
@@ -112,6 +113,7 @@ LossReason = Literal["lock-lost", "record-missing", "epoch-changed", "renew-fail
 """
 
 _COMMAND_CHARACTERS = 1000
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _log = logging.getLogger(__name__)
 
@@ -344,7 +346,15 @@ class OwnerLease:
         # Counts attempts: a write that failed after its rename is on disk, and the next one must still move the record.
         self._writes += 1
         record = msgspec.structs.replace(record, renewed=self._writes)
-        self._replace(RECORD_NAME, _encode(record), durable=durable)
+        try:
+            self._replace(RECORD_NAME, _encode(record), durable=durable)
+        except OSError as error:
+            if durable or error.errno not in _FULL:
+                raise
+            # The lock is ours, whatever the disk: who has filled it must not end the node. Of the record only the
+            # number of this renewal changes, so one that is read half written is ours as well.
+            self._still_ours()
+            overwrite(self._root / RECORD_NAME, _encode(record))
         self._record, self._renewed_at = record, started
         return record
 

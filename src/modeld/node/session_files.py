@@ -244,7 +244,9 @@ def _read_header(file: BinaryIO, id_: str) -> SessionHeader:
     :raises ValueError: what is wrong with the file.
     """
     start = file.read(_START)
-    if len(start) < _START or not start.startswith(MAGIC):
+    if len(start) < _START:
+        raise ValueError("it is cut off")
+    if not start.startswith(MAGIC):
         raise ValueError("it is of another version")
     (length,) = _LENGTH.unpack_from(start, len(MAGIC))
     data = file.read(length) if length <= MAX_HEADER else b""

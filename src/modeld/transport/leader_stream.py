@@ -203,8 +203,8 @@ class LeaderStream(BatchedStream):
         return WarningPart(
             "owner_changed",
             f"the owner of epoch {self._lost.record.epoch} was lost and epoch {self._node.record.epoch} goes on: "
-            f"{prompt} and {self._transcript.characters} characters of the answer were computed again "
-            "(the receipt counts the tokens)",
+            f"{prompt} and {self._transcript.characters} characters of the answer were asked for again "
+            "(the receipt says what of it was computed)",
         )
 
     def _diverged(self) -> NodeUnreachableError:

@@ -20,7 +20,10 @@ _CLIENT: Final = re.compile(r"(\d{1,10}) ([ -~]{1,60})")
 
 def introduction() -> tuple[str, str]:
     """The metadata by which this process names itself: its pid and its program."""
-    program = re.sub(r"[^ -~]", "?", os.path.basename(sys.argv[0] if sys.argv else "") or "python")[:60]
+    path = sys.argv[0] if sys.argv else ""
+    if os.path.basename(path) == "__main__.py":
+        path = os.path.dirname(path)  # python -m PACKAGE
+    program = re.sub(r"[^ -~]", "?", os.path.basename(path) or "python")[:60]
     return CLIENT_KEY, f"{os.getpid()} {program}"
 
 

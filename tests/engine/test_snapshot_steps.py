@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from modeld.engine import snapshots
-from modeld.engine.protocol import Cancel, Done, Explain, Failed, Forget, Load, Parts, Restore, Snapshot, Turn
+from modeld.engine.protocol import Cancel, Done, Explain, Failed, Forget, Load, Parts, Restore, Snapshot, State, Turn
 from modeld.engine.protocol import decode_result as decoded
 from modeld.engine.transfers import Transfers
 from modeld.session import ContextReport, ModelRef, PrefixStatus, SessionConfig, SnapshotInfo
@@ -91,6 +91,15 @@ class Moves:
     def most(self) -> int:
         """Blocks between two steps, at most."""
         return max(len(run) for run in "".join("s" if one == "step" else "b" for one in self.log).split("s"))
+
+
+def test_session_that_was_saved_at_once_is_told_of_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modeld.engine.housekeeping.REST_SECONDS", 0.0)
+    engine = started()
+    engine.ask(Turn(1, 1, STORY, GREEDY, credit=10**6), snapshot(2, 1, tmp_path / "x"))
+    result(engine, 2, SnapshotInfo)
+    engine.steps(50)
+    assert [reply.session for reply in engine.replies if isinstance(reply, State)] == [1]
 
 
 def disk_that_is_always_done(transfers: Transfers) -> bool:

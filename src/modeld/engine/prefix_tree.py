@@ -71,6 +71,19 @@ class PrefixTree:
             node = child
         return node.end, donor
 
+    def shared_with(self, sequences: set[int], ids: Sequence[int]) -> int:
+        """How many leading tokens of ``ids`` one of ``sequences`` holds."""
+        node = self._root
+        while node.end < len(ids):
+            child = node.children.get(ids[node.end])
+            if child is None or sequences.isdisjoint(child.holders):
+                break
+            common = shared_length(child.tokens, list(ids[child.start : child.end]))
+            if common < len(child.tokens):
+                return child.start + common
+            node = child
+        return node.end
+
     def extend(self, sequence: int, tokens: Sequence[int]) -> list[Double]:
         """Append to a sequence's tape.
 

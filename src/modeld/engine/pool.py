@@ -153,10 +153,15 @@ class Pool:
         self._clear(sequence)
 
     def _clear(self, sequence: int) -> None:
-        self._saved.pop(sequence, None)
+        self._changed(sequence)
         self._tree.cut(sequence, 0)
         self._backend.remove(sequence, 0)
         self._free.append(sequence)
+
+    def _changed(self, sequence: int) -> None:
+        """What is known of what RAM has of the sequence is known no more."""
+        self._saved.pop(sequence, None)
+        self._refused.discard(sequence)
 
     # Tapes
 
@@ -274,7 +279,7 @@ class Pool:
         """Cut the KV to ``keep`` tokens. ``False``: this model cannot, and all of it is gone."""
         if session.sequence is not None and keep < self._tree.length(session.sequence):
             # What follows may be as long and is something else.
-            self._saved.pop(session.sequence, None)
+            self._changed(session.sequence)
         if session.sequence is None or self._backend.remove(session.sequence, keep):
             if session.sequence is not None:
                 self._tree.cut(session.sequence, keep)
@@ -317,7 +322,8 @@ class Pool:
             while self._save_one(sequence, weight):
                 if monotonic() > end:
                     return
-            if self._all_kept(sequence):
+            # To find out takes a look at all of its tape: not each time at those for which there is no room.
+            if sequence not in self._refused and self._all_kept(sequence):
                 if sequence in self._branches:
                     self._drop_branch(sequence)
                 else:

@@ -55,7 +55,10 @@ class PrefixTree:
         while node is not None:
             runs.append(node.tokens)
             node = node.parent
-        return [token for run in reversed(runs) for token in run]
+        tape: list[int] = []
+        for run in reversed(runs):
+            tape += run
+        return tape
 
     def match(self, ids: Sequence[int]) -> tuple[int, int | None]:
         """How many leading tokens of ``ids`` are held, and a sequence that holds them (``None`` for no token)."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import random
+import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from unittest import mock
 
+import msgspec
 import pytest
 
 from modeld.engine import disk as disk_module
-from modeld.engine.block_files import MAGIC, read_header
+from modeld.engine.block_files import MAGIC, Header, read_header
+from modeld.engine.blocks import block_key
 from modeld.engine.disk import KEEP_SECONDS, Disk
 from modeld.engine.tiers import PATIENCE_SECONDS, Tiers
 from modeld.session.manifest import pack_tokens
@@ -387,3 +390,41 @@ def test_in_budgets_of_nothing_nothing_is_read_or_written(tmp_path: Path) -> Non
     assert {path: path.stat().st_mtime_ns for path in kv_files(tmp_path)} == before
     none = Load("", "fake", "d", 100, 100, ram=0, disk=10**6, kv_folder=str(tmp_path))
     assert open_tiers(none, OURS, lambda: None) is None
+
+
+def test_chain_of_thousands_of_blocks_is_taken_note_of_at_once(tmp_path: Path) -> None:
+    key, folder = bytes.fromhex(OURS), tmp_path / OURS
+    folder.mkdir()
+    for _ in range(6000):
+        header = Header(key, pack_tokens([1] * 256), 1, 1, bytes(32))
+        key = block_key(key, header.tokens)
+        encoded = msgspec.msgpack.encode(header)
+        (folder / f"{key.hex()}.kv").write_bytes(MAGIC + len(encoded).to_bytes(4, "big") + encoded + b"x")
+    began = time.monotonic()
+    assert opened(tmp_path, disk=2**30).length([1] * 256 * 6000) == 256 * 6000
+    # 0.3 s here; with a walk to the root for each it took 5 s.
+    assert time.monotonic() - began < 2.0
+
+
+def test_file_that_goes_while_the_folder_is_looked_at_is_none(tmp_path: Path) -> None:
+    keep(opened(tmp_path), TALK)
+    real, there = os.scandir, kv_files(tmp_path)
+
+    def looked_at(folder: Path) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
+        entries = list(real(folder))
+        if str(folder).endswith(OURS):
+            for path in there:
+                path.unlink()
+        return nullcontext(iter(entries))
+
+    with mock.patch("os.scandir", looked_at):
+        assert opened(tmp_path).length(TALK) == 0
+
+
+def test_key_in_another_spelling_is_no_second_block(tmp_path: Path) -> None:
+    keep(opened(tmp_path), TALK)
+    for path in kv_files(tmp_path):
+        path.with_name(path.stem.upper() + ".kv").write_bytes(path.read_bytes())
+    tiers = opened(tmp_path)
+    assert take(tiers, TALK) == len(TALK)
+    assert tiers.audit() == []

@@ -196,7 +196,12 @@ def test_states_beside_a_step_that_failed_are_not_used() -> None:
     assert engine.steps(5000)
     ends = {reply.id: reply for reply in engine.replies if isinstance(reply, Done | Failed)}
     assert isinstance(ends[3], Failed)
-    assert (ends[3].code, engine.backend.used()) == ("session_fatal", 0)
+    assert (ends[3].code, engine.scheduler._pool.sessions[1].hot) == ("session_fatal", 0)
+    # Who was beside it is computed again, alone.
+    other = ends[2]
+    assert isinstance(other, Done)
+    end = decode_result(other.result, EndPart)
+    assert (end.finish_reason, end.cost().resident) == ("stop", engine.backend.used())
     back = engine.turn(4, 1, *said)
     assert (back.reused, back.restored, back.dropped) == (0, 0, first.resident)
     assert back.stop is not None

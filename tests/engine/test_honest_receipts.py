@@ -8,7 +8,7 @@ import pytest
 
 from modeld.engine.llama.runtime import LlamaRuntime
 from modeld.engine.prompts import COUNTED_BYTES
-from modeld.engine.protocol import Cancel, Credit, Done, Failed, Load, Turn, decode_result
+from modeld.engine.protocol import Cancel, Credit, Done, Failed, Fork, Load, Turn, decode_result
 from modeld.engine.spans import Positions
 from modeld.types import DecodeOptions, EndPart, Message
 from support.engines import TINY_F16, tiny_tokens
@@ -106,3 +106,18 @@ def test_bound_of_tiny_is_true_and_tight() -> None:
         assert time.perf_counter() - began < 1
     finally:
         backend.close()
+
+
+def test_fork_of_a_session_whose_kv_has_left_says_why_it_is_computed() -> None:
+    engine = small(cells=2000)
+    talk = (Message("user", "x" * 100),)
+    engine.ask(Turn(1, 1, talk, GREEDY))
+    assert engine.steps(1000)
+    engine.scheduler._pool.evict(engine.scheduler._pool.sessions[1])
+    engine.ask(Fork(2, 1, 2))
+    assert engine.steps(1000)
+    engine.ask(Turn(3, 2, talk, GREEDY))
+    assert engine.steps(1000)
+    receipt = decode_result(engine.replies[-1].result, EndPart).cost()  # type: ignore[union-attr]
+    assert receipt.stop is not None
+    assert (receipt.reused, receipt.stop.reason) == (0, "evicted")

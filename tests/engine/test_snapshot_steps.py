@@ -12,7 +12,22 @@ from typing import Any
 import pytest
 
 from modeld.engine import snapshots
-from modeld.engine.protocol import Cancel, Done, Explain, Failed, Forget, Load, Parts, Restore, Snapshot, State, Turn
+from modeld.engine.protocol import (
+    Cancel,
+    Done,
+    Explain,
+    Failed,
+    Forget,
+    Load,
+    Open,
+    Parts,
+    Restore,
+    Settle,
+    Snapshot,
+    State,
+    Suffix,
+    Turn,
+)
 from modeld.engine.protocol import decode_result as decoded
 from modeld.engine.transfers import Transfers
 from modeld.session import ContextReport, ModelRef, PrefixStatus, SessionConfig, SnapshotInfo
@@ -25,8 +40,8 @@ LONG = "a stone and a river and " * 100
 SECONDS = 20.0
 
 
-def started(**settings: int) -> Engine:
-    wanted = {"cells": 20_000, "window": 6000, "sequences": 4, "batch": 512, **settings}
+def started(**settings: Any) -> Engine:
+    wanted: dict[str, Any] = {"cells": 20_000, "window": 6000, "sequences": 4, "batch": 512, **settings}
     return Engine(Load(path="", name="fake", digest="d", **wanted))
 
 
@@ -329,3 +344,92 @@ def test_file_that_changes_while_it_is_read_is_not_used(tmp_path: Path, monkeypa
     assert isinstance(failed, Failed)
     assert (failed.code, failed.details) == ("manifest_mismatch", {"field": "checksum"})
     assert engine.scheduler._pool.get(2).tape == []
+
+
+def test_kv_that_only_files_hold_is_in_the_snapshot(tmp_path: Path) -> None:
+    folder = {"ram": 2**24, "disk": 2**24, "kv_folder": str(tmp_path / "kv")}
+    engine = started(**folder)
+    engine.ask(Turn(1, 1, STORY, GREEDY, credit=10**6))
+    result(engine, 1, EndPart)
+    tape = tuple(engine.scheduler._pool.sessions[1].tape)
+    engine.ask(Settle(2, 5.0))
+    result(engine, 2, type(None))
+    (state,) = [reply for reply in engine.replies if isinstance(reply, State)]
+    fresh = started(**folder)
+    fresh.ask(Open(1, tape, state=state.state))
+    assert saved(fresh, tmp_path / "x").tokens == len(tape)
+    assert fresh.scheduler._pool.audit() == ()
+
+
+def test_audit_during_a_snapshot_counts_what_it_holds(tmp_path: Path) -> None:
+    engine = started(ram=2**24)
+    engine.ask(Turn(1, 1, STORY, GREEDY, credit=10**6))
+    result(engine, 1, EndPart)
+    engine.scheduler._pool.evict(engine.scheduler._pool.sessions[1])
+    info = saved(engine, tmp_path / "x")
+    engine.ask(snapshot(2, 1, tmp_path / "y"), Restore(3, 2, str(tmp_path / "x"), info.id))
+    faults = []
+    while not any(isinstance(reply, Done) and reply.id == 3 for reply in engine.replies):
+        engine.steps(1)
+        faults += engine.scheduler._pool.audit()
+    assert faults == []
+
+
+def test_disk_that_takes_nothing_and_deletes_nothing_does_not_end_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    engine = started()
+    engine.ask(Turn(1, 1, STORY, GREEDY, credit=10**6))
+    result(engine, 1, EndPart)
+    monkeypatch.setattr(os, "fsync", broken)
+    monkeypatch.setattr(os, "unlink", broken)
+    engine.ask(snapshot(2, 1, tmp_path / "x"))
+    reply = outcome(engine, 2)
+    assert isinstance(reply, Failed)
+    assert reply.code == "storage_failed"
+
+
+def test_kv_that_a_failed_step_took_ends_the_snapshot_and_not_the_engine(tmp_path: Path) -> None:
+    engine = Engine(Load("", "fake:whole=1", "d", cells=20_000, window=6000, sequences=6))
+    engine.ask(Turn(1, 1, asked("hi"), GREEDY, credit=10**6))
+    result(engine, 1, EndPart)
+    engine.ask(Turn(2, 2, asked("!fail"), GREEDY), Turn(3, 3, asked("good"), GREEDY), snapshot(4, 1, tmp_path / "x"))
+    reply = outcome(engine, 4)
+    assert isinstance(reply, Failed)
+    assert reply.code == "session_error"
+    assert result(engine, 3, EndPart).finish_reason == "stop"
+    settle(engine)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_session_whose_last_call_is_not_known_is_not_known_from_its_snapshot_either(tmp_path: Path) -> None:
+    engine = started()
+    engine.ask(Open(1, (1, 2, 3)))
+    info = saved(engine, tmp_path / "x")
+    engine.ask(Restore(2, 2, str(tmp_path / "x"), info.id), Suffix(3, 2, asked("and then?")))
+    reply = outcome(engine, 3)
+    assert isinstance(reply, Failed)
+    assert reply.code == "invalid_request"
+
+
+def test_session_is_told_after_a_snapshot_that_came_before_it_rested(tmp_path: Path) -> None:
+    engine = started()
+    engine.ask(Turn(1, 1, asked("hi"), GREEDY, credit=10**6), snapshot(2, 1, tmp_path / "x"))
+    result(engine, 2, SnapshotInfo)
+    engine.ask(Settle(3, 5.0))
+    result(engine, 3, type(None))
+    assert [reply.session for reply in engine.replies if isinstance(reply, State)] == [1]
+
+
+def test_who_looks_at_a_session_does_not_use_it(tmp_path: Path) -> None:
+    engine = started()
+    engine.ask(Turn(1, 1, asked("hi"), GREEDY, credit=10**6))
+    result(engine, 1, EndPart)
+    used = engine.scheduler._pool.sessions[1].last_used
+    engine.ask(Explain(2, 1))
+    result(engine, 2, ContextReport)
+    # Else who looks every second would keep this and all later ones from being told.
+    assert engine.scheduler._pool.sessions[1].last_used == used

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -189,3 +190,31 @@ def test_a_thousand_sessions_are_read_at_once(files: SessionFiles, folder: Path)
     assert len(SessionFiles(folder).scan()) == 1000
     # Seen: 0.06 s on two cores.
     assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("name", ["{id}.used", ".{id}.part"])
+def test_planted_fifo_does_not_hang_who_writes(files: SessionFiles, folder: Path, name: str) -> None:
+    id_ = put(files, "one")
+    os.mkfifo(folder / name.format(id=id_))
+    changes = {id_: Change(header_of("one", b"new"), b"new", current=False)}
+    writer = threading.Thread(target=files.apply, args=({id_}, changes), daemon=True)
+    writer.start()
+    writer.join(5.0)
+    assert not writer.is_alive()
+    assert files.load(id_) in (b"some state", b"new")
+
+
+def test_mark_of_the_next_owner_stays_though_a_write_comes_back_late(
+    files: SessionFiles, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id_ = put(files, "one")
+    real = os.replace
+
+    def late(source: Path, target: Path) -> None:
+        real(source, target)
+        files.close()
+        (folder / f"{id_}.used").touch()
+
+    monkeypatch.setattr(os, "replace", late)
+    files.apply(set(), {id_: Change(header_of("one", b"new"), b"new", current=True)})
+    assert (folder / f"{id_}.used").exists()

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from modeld.errors import ManifestMismatchError, ModeldError, SnapshotNotFoundError, StorageError
+from modeld.errors import ManifestMismatchError, ModeldError, SessionBusyError, SnapshotNotFoundError, StorageError
 from modeld.node import snapshots
 from modeld.node.node import Node, NodeConfig
 from modeld.session import Session, SessionConfig, SnapshotInfo
@@ -270,3 +271,38 @@ async def test_file_whose_sums_are_right_and_that_lies_changes_nothing(node: Nod
     engine = (await node.status()).engine
     assert engine is not None
     assert engine.pid == pid.pid
+
+
+def test_two_first_drafts_do_not_sweep_each_other_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = snapshots.SnapshotStore(tmp_path)
+    real, looking, go_on = Path.glob, threading.Event(), threading.Event()
+
+    def slow(folder: Path, pattern: str) -> Any:
+        if threading.current_thread().name == "second":
+            looking.set()
+            go_on.wait(5.0)
+        return real(folder, pattern)
+
+    monkeypatch.setattr(Path, "glob", slow)
+    second = threading.Thread(target=store.draft, name="second")
+    second.start()
+    assert looking.wait(5.0)
+    first = threading.Thread(target=lambda: store.draft().touch())
+    first.start()
+    first.join(0.2)
+    go_on.set()
+    first.join(5.0)
+    second.join(5.0)
+    assert len(list((tmp_path / "snapshots").iterdir())) == 1
+
+
+async def test_fork_onto_a_session_that_is_in_use_changes_nothing_of_it(node: Node) -> None:
+    source = await spoken(node, name="source")
+    target = await node.open_session("fake", SessionConfig(name="target", session_class="side", pin=True))
+    stream = target.turn([Message("user", "!count 2000")], options=GREEDY)
+    await anext(aiter(stream))
+    with pytest.raises(SessionBusyError):
+        await source.fork("target")
+    (info,) = [info for info in await node.sessions() if info.name == "target"]
+    assert (info.session_class, info.pin) == ("side", True)
+    await stream.cancel()

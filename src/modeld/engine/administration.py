@@ -63,4 +63,7 @@ def _fork(source: EngineSession, target: EngineSession, pool: Pool) -> None:
     pool.release(target)
     target.take_from(source)
     pool.copy(source, target)
+    if not target.hot and (held := len(source.remembered)):
+        # Its next receipt says why it is computed.
+        target.lost, target.lost_tokens = source.gone or "evicted", held
     target.last_used = monotonic()

@@ -45,6 +45,8 @@ class Batches:
     def compose(self, active: Sequence[Job]) -> list[Entry]:
         """The next batch of the jobs that run; some may be parked meanwhile, for want of a sequence id."""
         ready = self._ready(active)
+        if suspects := [job for job in ready if job.session.hot < job.suspect]:
+            ready = suspects[:1]
         streams = [job for job in ready if job.next_token is not None]
         entries = [_entry(job, 1) for job in streams[: self._size]]
         budget = self._size - len(entries)

@@ -153,6 +153,8 @@ def read_header(path: str) -> tuple[bytes, Header]:
         key = bytes.fromhex(os.path.basename(path).removesuffix(SUFFIX))
     except ValueError:
         raise DamagedError("no key") from None
+    if os.path.basename(path) != key.hex() + SUFFIX:
+        raise DamagedError("another spelling of a key, which nobody would find")
     descriptor, length = _open(path)
     try:
         return key, _parse(os.read(descriptor, _HEAD + MAX_HEADER), key, length)
@@ -169,8 +171,7 @@ def scan(folder: Path, manifest: str) -> tuple[list[Found], list[Foreign]]:
     others: list[Foreign] = []
     damaged = 0
     for place in _folders(folder):
-        for entry in _files(place.path):
-            known = entry.stat(follow_symlinks=False)
+        for entry, known in _files(place.path):
             foreign = Foreign(known.st_mtime, entry.path, known.st_size)
             if place.name != manifest:
                 others.append(foreign)
@@ -201,15 +202,15 @@ def _folders(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def _files(folder: str) -> Iterator[os.DirEntry[str]]:
-    """Regular files with our ending. What a process left that ended while it wrote is deleted."""
+def _files(folder: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
+    """Regular files with our ending, as long as they are there. What a process left half written is deleted."""
     with suppress(OSError), os.scandir(folder) as found:
         for entry in found:
             with suppress(OSError):
                 if entry.name.endswith(_TEMPORARY):
                     os.unlink(entry.path)
                 elif entry.name.endswith(SUFFIX) and entry.is_file(follow_symlinks=False):
-                    yield entry
+                    yield entry, entry.stat(follow_symlinks=False)
 
 
 def _open(path: str) -> tuple[int, int]:

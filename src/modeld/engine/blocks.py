@@ -163,6 +163,8 @@ def _place(children: list[Block], tokens: bytes) -> int:
 def _closest(children: list[Block], rest: bytes) -> tuple[Block | None, int]:
     """The child that has most of ``rest``, and how many tokens; in the order of bytes it is next to it."""
     place = _place(children, rest)
+    if place < len(children) and children[place].tokens == rest:
+        return children[place], len(rest) // TOKEN_BYTES
     best: tuple[Block | None, int] = (None, 0)
     for child in children[max(0, place - 1) : place + 1]:
         common = shared_length(child.tokens, rest) // TOKEN_BYTES

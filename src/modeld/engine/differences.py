@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from msgspec import Struct, structs
@@ -14,6 +15,10 @@ from modeld.types import Message, ReuseReason, Tool
 
 _EVIDENCE = 16
 """Characters on each side of a difference by which it is found again in the rendered text."""
+
+
+_MOST_PLACES = 32
+"""Where messages that moved are looked for."""
 
 
 class Difference(Struct, frozen=True):
@@ -68,8 +73,11 @@ def _seen(message: Message, text: bytes | bytearray) -> Message:
 def _moved(old: Sequence[Message], new: Sequence[Message], index: int) -> Difference | None:
     """Messages that left, or were put in, where that explains more than that this one was edited."""
     edited = _agree(old[index + 1 :], new[index + 1 :])
-    left = [(_agree(old[at:], new[index:]), at) for at in range(index + 1, len(old)) if old[at] == new[index]]
-    put = [(_agree(old[index:], new[at:]), at) for at in range(index + 1, len(new)) if new[at] == old[index]]
+    # A few places: in a conversation of thousands of equal messages all streams would wait for all of them.
+    left_at = islice((at for at in range(index + 1, len(old)) if old[at] == new[index]), _MOST_PLACES)
+    put_at = islice((at for at in range(index + 1, len(new)) if new[at] == old[index]), _MOST_PLACES)
+    left = [(_agree(old[at:], new[index:]), at) for at in left_at]
+    put = [(_agree(old[index:], new[at:]), at) for at in put_at]
     if left and max(left)[0] > edited:
         detail = f"{_count(max(left)[1] - index)} taken out of the conversation here"
         return Difference("history_shortened", index, None, detail)

@@ -151,8 +151,10 @@ class Job:
         # When its stream last heard something, and how fast its prompt came along.
         self.told = self.arrived
         self.pace: Pace | None = None
-        # It has ended, one way or another.
-        self.over = False
+        # A step that held it and others failed: up to so many tokens it is computed alone.
+        self.suspect = 0
+        # It has begun, and it has ended, one way or another.
+        self.begun = self.over = False
         # Where the answer begins, in tokens and in bytes.
         self.generated_from = self.text_from = 0
         self._frames = 0

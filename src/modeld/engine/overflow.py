@@ -90,7 +90,8 @@ def cuts(messages: Sequence[Message], head: int) -> list[int]:
         elif message.role == "tool":
             # Ids may come again in each turn: the latest call of that id is meant.
             call = called.get(message.tool_call_id, last_call)
-            found = [cut for cut in found if not call < cut] if call >= 0 else found
+            while call >= 0 and found and found[-1] > call:
+                found.pop()
         for made in message.tool_calls:
             called[made.id] = last_call = index
         leaves = leaves or (index >= head and message.role != "system")

@@ -53,6 +53,8 @@ class Pool:
         self._refused: set[int] = set()
         self._written = 0
         self.sessions: dict[int, EngineSession] = {}
+        self.guests: set[EngineSession] = set()
+        """No sessions: they hold KV while a snapshot is written or read."""
 
     def open(self, request: Open) -> None:
         """Make a session known. Of one that is known already only class and pin change."""
@@ -102,10 +104,19 @@ class Pool:
         if branches:
             self._drop_branch(min(branches, key=self._branches.__getitem__))
         elif idle:
-            self.evict(min(idle, key=lambda s: (s.pin, s.session_class == "main", s.last_used)))
+            self.evict(min(idle, key=_worth))
         else:
             return False
         return True
+
+    def evict_waiting(self, wanted_by: EngineSession | None = None) -> bool:
+        """Take the KV of a session whose next request has not begun. ``False``: there is none."""
+        waiting = [
+            s for s in self.sessions.values() if s.sequence is not None and s.jobs and not s.busy and s is not wanted_by
+        ]
+        if waiting:
+            self.evict(min(waiting, key=_worth))
+        return bool(waiting)
 
     def _idle(self, wanted_by: EngineSession | None) -> list[EngineSession]:
         return [s for s in self.sessions.values() if s.sequence is not None and not s.jobs and s is not wanted_by]
@@ -119,10 +130,11 @@ class Pool:
 
     def lose_all(self) -> None:
         """What the sequences hold is not known any more: nothing of it is used or saved."""
-        for session in [session for session in self.sessions.values() if session.sequence is not None]:
+        for session in [one for one in (*self.sessions.values(), *self.guests) if one.sequence is not None]:
             self.release(session)
             session.lose("engine_lost")
-            self._told(Evicted((session.key,)))
+            if session not in self.guests:
+                self._told(Evicted((session.key,)))
 
     def release(self, session: EngineSession) -> None:
         """Clear the session's sequence and take the id back."""
@@ -130,16 +142,26 @@ class Pool:
             self._clear(session.sequence)
             session.sequence = None
 
+    def dismiss(self, guest: EngineSession) -> None:
+        """One of :attr:`guests` leaves, with what it holds."""
+        self.release(guest)
+        self.guests.discard(guest)
+
     def _drop_branch(self, sequence: int) -> None:
         del self._branches[sequence]
         self._save_all(sequence, BRANCH_WEIGHT)
         self._clear(sequence)
 
     def _clear(self, sequence: int) -> None:
-        self._saved.pop(sequence, None)
+        self._changed(sequence)
         self._tree.cut(sequence, 0)
         self._backend.remove(sequence, 0)
         self._free.append(sequence)
+
+    def _changed(self, sequence: int) -> None:
+        """What is known of what RAM has of the sequence is known no more."""
+        self._saved.pop(sequence, None)
+        self._refused.discard(sequence)
 
     # Tapes
 
@@ -257,7 +279,7 @@ class Pool:
         """Cut the KV to ``keep`` tokens. ``False``: this model cannot, and all of it is gone."""
         if session.sequence is not None and keep < self._tree.length(session.sequence):
             # What follows may be as long and is something else.
-            self._saved.pop(session.sequence, None)
+            self._changed(session.sequence)
         if session.sequence is None or self._backend.remove(session.sequence, keep):
             if session.sequence is not None:
                 self._tree.cut(session.sequence, keep)
@@ -300,7 +322,8 @@ class Pool:
             while self._save_one(sequence, weight):
                 if monotonic() > end:
                     return
-            if self._all_kept(sequence):
+            # To find out takes a look at all of its tape: not each time at those for which there is no room.
+            if sequence not in self._refused and self._all_kept(sequence):
                 if sequence in self._branches:
                     self._drop_branch(sequence)
                 else:
@@ -417,8 +440,10 @@ class Pool:
             return True
         if not self._backend.shares:
             return sum(session.hot for session in busy) + len(ids) + more <= self._cells
-        held = self._tree.held_by({s.sequence for s in busy if s.sequence is not None})
-        return held + len(ids) - self._tree.match(ids)[0] + more <= self._cells
+        sequences = {s.sequence for s in busy if s.sequence is not None}
+        # What only others hold of it counts in full: it stays for this one.
+        own = len(ids) - self._tree.shared_with(sequences, ids)
+        return self._tree.held_by(sequences) + own + more <= self._cells
 
     def tape(self, session: EngineSession) -> Tape:
         """What changed on the session's tape since this was last asked. An evicted tape is not a changed one."""
@@ -448,15 +473,17 @@ class Pool:
         if not self._backend.grows:
             return 0
         if not self._backend.shares:
-            return sum(session.hot for session in self.sessions.values())
+            return sum(session.hot for session in (*self.sessions.values(), *self.guests))
         return self._tree.cells
 
     def audit(self) -> tuple[str, ...]:
         """Count again what is held; a sentence for each thing that is wrong."""
-        owners = [session.sequence for session in self.sessions.values() if session.sequence is not None]
-        ids = sorted([*self._free, *self._branches, *owners])
+        owners = [one for one in (*self.sessions.values(), *self.guests) if one.sequence is not None]
+        told = {owner.sequence: owner.hot for owner in owners}
+        ids = sorted(
+            [*self._free, *self._branches, *(owner.sequence for owner in owners if owner.sequence is not None)]
+        )
         faults = [] if ids == list(range(self._ids)) else [f"of {self._ids} sequence ids these are known: {ids}"]
-        told = {s.sequence: s.hot for s in self.sessions.values() if s.sequence is not None}
         for sequence in range(self._ids):
             held = self._backend.length(sequence)
             said = self._tree.length(sequence) if self._backend.shares else told.get(sequence, 0)
@@ -465,6 +492,11 @@ class Pool:
         if self._tiers is not None:
             faults += self._tiers.audit()
         return tuple(faults)
+
+
+def _worth(session: EngineSession) -> tuple[bool, bool, float]:
+    """Whose KV is missed least has the least."""
+    return session.pin, session.session_class == "main", session.last_used
 
 
 def _weight(session: EngineSession) -> int:

@@ -55,7 +55,10 @@ class PrefixTree:
         while node is not None:
             runs.append(node.tokens)
             node = node.parent
-        return [token for run in reversed(runs) for token in run]
+        tape: list[int] = []
+        for run in reversed(runs):
+            tape += run
+        return tape
 
     def match(self, ids: Sequence[int]) -> tuple[int, int | None]:
         """How many leading tokens of ``ids`` are held, and a sequence that holds them (``None`` for no token)."""
@@ -70,6 +73,19 @@ class PrefixTree:
                 return child.start + common, donor
             node = child
         return node.end, donor
+
+    def shared_with(self, sequences: set[int], ids: Sequence[int]) -> int:
+        """How many leading tokens of ``ids`` one of ``sequences`` holds."""
+        node = self._root
+        while node.end < len(ids):
+            child = node.children.get(ids[node.end])
+            if child is None or sequences.isdisjoint(child.holders):
+                break
+            common = shared_length(child.tokens, list(ids[child.start : child.end]))
+            if common < len(child.tokens):
+                return child.start + common
+            node = child
+        return node.end
 
     def extend(self, sequence: int, tokens: Sequence[int]) -> list[Double]:
         """Append to a sequence's tape.

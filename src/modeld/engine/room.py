@@ -48,7 +48,11 @@ class Room:
             return True
         if newcomer and any(job.runnable and job.session.sequence is None for job in self._active):
             return False
-        return self._pool.can_give(session) or (self.preempt(self.stalled()) and self._pool.can_give(session))
+        if self._pool.can_give(session) or (self.preempt(self.stalled()) and self._pool.can_give(session)):
+            return True
+        # Where nobody runs who will give one back, those that only wait hold them all.
+        running = any(job.session.sequence is not None for job in self._active)
+        return not running and self._pool.evict_waiting(session)
 
     def follow(self, job: Job) -> None:
         """Find who computes a beginning that the job needs too. Leaders are older, so nobody waits in a circle."""
@@ -122,6 +126,8 @@ class Room:
             youngest = max(entries, key=lambda entry: entry[0].started)
             youngest[0].parked = True
             return [entry for entry in entries if entry is not youngest], None
+        if self._pool.evict_waiting():
+            return entries, None
         job = entries[0][0]
         others = [other for other in self._active if other is not job and other.session.hot]
         if not others:

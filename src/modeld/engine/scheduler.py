@@ -214,6 +214,7 @@ class Scheduler:
         job = session.jobs[0]
         if job in self._transfers:
             return
+        job.begun = not job.computes
         if session.fatal and not isinstance(job.request, Forget):
             self._fail(job, SessionFatalError(f"{session.fatal}; open the session again to start anew"))
         elif isinstance(job.request, Snapshot | Restore):
@@ -236,7 +237,8 @@ class Scheduler:
     def _start(self, job: Job) -> None:
         session = job.session
         job.started = monotonic()
-        if job.keeps_tail:
+        job.begun = True
+        if job.keeps_tail and session.hot >= len(job.target):
             job.reused = len(job.target)
         else:
             # From here on the session changes: nothing before this line did.
@@ -288,10 +290,14 @@ class Scheduler:
                 entries, stuck = self._room.make(entries)
                 if stuck is not None:
                     self._no_room(stuck)
-        if result is StepResult.FAILED and len(entries) > 1 and self._backend.shares:
+        if result is StepResult.FAILED and len(entries) > 1:
             # One of them is to blame: alone, only that one fails.
-            for entry in entries:
-                self._settle([entry], self._compute([entry]))
+            for job, part in entries:
+                if self._backend.shares:
+                    self._settle([(job, part)], self._compute([(job, part)]))
+                else:
+                    # None of them has its KV any more.
+                    job.suspect = part.start + len(part.tokens)
         else:
             self._settle(entries, result)
 
@@ -475,8 +481,8 @@ class Scheduler:
             job.stream.sampler.close()
         if job in session.jobs:
             session.jobs.remove(job)
-        session.last_used = monotonic()
         if not isinstance(job.request, Explain):
+            session.last_used = monotonic()
             # Also after a snapshot: who has a job is taken off the list of those that rest.
             self._states.touched(session)
         self._control.forget(job.id)

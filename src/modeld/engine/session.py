@@ -96,6 +96,11 @@ class EngineSession:
         self.fatal = ""
 
     @property
+    def busy(self) -> bool:
+        """Its first request has begun."""
+        return bool(self.jobs) and self.jobs[0].begun
+
+    @property
     def gone(self) -> ReuseReason | None:
         """Why the session holds no KV though it did."""
         return self.lost if self.hot == 0 else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -17,8 +16,15 @@ from modeld.engine.pool import Pool
 from modeld.engine.protocol import Load, Restore, Snapshot
 from modeld.engine.session import EngineSession
 from modeld.engine.snapshots import SavedSession, SnapshotReader, SnapshotWriter
-from modeld.engine.transfers import Disk, Steps
-from modeld.errors import CapacityError, ContextOverflowError, ManifestMismatchError, ModelBusyError, ModeldError
+from modeld.engine.transfers import Awaited, Disk, Steps
+from modeld.errors import (
+    CapacityError,
+    ContextOverflowError,
+    ManifestMismatchError,
+    ModelBusyError,
+    ModeldError,
+    SessionError,
+)
 from modeld.session.manifest import Manifest, token_hash
 from modeld.session.snapshot_file import SnapshotHead
 from modeld.session.values import PrefixStatus, SnapshotInfo
@@ -57,9 +63,8 @@ class SnapshotJobs:
             head, saved = self._describe(session, holder.hot, request)
             yield self._disk.ask(partial(writer.begin, head, saved))
             for index in range(head.blocks):
-                assert holder.sequence is not None
                 part = head.span(index) if head.block else (0, -1)
-                yield self._disk.ask(partial(writer.add, self._backend.save(holder.sequence, *part)))
+                yield self._disk.ask(partial(writer.add, self._backend.save(_held(holder), *part)))
             digest, size = yield self._disk.ask(writer.finish)
         except ModeldError:
             yield self._disk.ask(writer.discard)
@@ -69,7 +74,7 @@ class SnapshotJobs:
             raise
         finally:
             if holder is not session:
-                self._pool.release(holder)
+                self._pool.dismiss(holder)
         return SnapshotInfo(
             id=digest,
             tokens=head.tokens,
@@ -81,13 +86,19 @@ class SnapshotJobs:
             config=head.config,
         )
 
-    def _bring_back(self, holder: EngineSession, ids: list[int]) -> Generator[Future[Any] | None, Any, None]:
-        """Let ``holder`` have what others hold of a tape, and what RAM has of it."""
+    def _bring_back(self, holder: EngineSession, ids: list[int]) -> Generator[Awaited, Any, None]:
+        """Let ``holder`` have what others hold of a tape, and what RAM and files have of it."""
         if not self._pool.can_give(holder):
             raise _no_sequence()
+        self._pool.guests.add(holder)
         self._pool.seat(holder, ids)
-        while self._pool.restore_next(holder, ids):
-            yield None
+        while True:
+            if (waits := self._pool.fetch(holder, ids)) is not None:
+                yield waits
+            elif self._pool.restore_next(holder, ids):
+                yield None
+            else:
+                return
 
     def _describe(self, session: EngineSession, tokens: int, request: Snapshot) -> tuple[SnapshotHead, SavedSession]:
         head = SnapshotHead(
@@ -106,6 +117,7 @@ class SnapshotJobs:
     def _restore(self, session: EngineSession, request: Restore) -> Steps:
         reader = SnapshotReader(request.path, request.digest)
         fresh = EngineSession(session.key, session_class=session.session_class, pin=session.pin)
+        self._pool.guests.add(fresh)
         try:
             head, saved = yield self._disk.ask(reader.verify)
             self._check(head, saved)
@@ -119,7 +131,7 @@ class SnapshotJobs:
         finally:
             reader.given_up = True
             self._disk.ask(reader.close)
-            self._pool.release(fresh)
+            self._pool.dismiss(fresh)
 
     def _check(self, head: SnapshotHead, saved: SavedSession) -> None:
         if (field := self._manifest.difference(head.manifest)) is not None:
@@ -156,9 +168,8 @@ class SnapshotJobs:
             if session.sequence is None:
                 raise self._no_cells(len(tape))
             self._pool.evict(session)
-        assert fresh.sequence is not None
         part = span if self._backend.shares else (0, -1)
-        if not self._backend.restore(fresh.sequence, state, *part):
+        if not self._backend.restore(_held(fresh), state, *part):
             raise ManifestMismatchError("the snapshot's KV does not read back as it was written", field="state")
         self._pool.extended(fresh, tape[start:end])
 
@@ -185,6 +196,16 @@ class SnapshotJobs:
             used=used,
             cells=cells,
         )
+
+
+def _held(session: EngineSession) -> int:
+    """The sequence that it was given.
+
+    :raises SessionError: a step of others failed so that nobody knows what it holds.
+    """
+    if session.sequence is None:
+        raise SessionError("the KV was lost in the middle, because a step of the engine failed; try again")
+    return session.sequence
 
 
 def _no_sequence() -> ModelBusyError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from pathlib import Path
+from contextlib import suppress
 from typing import BinaryIO, Final
 
 import msgspec
@@ -52,6 +52,7 @@ class SavedSession(Struct, frozen=True, kw_only=True):
     logical: int | None
     left: Left | None = None
     shifts: bool = False
+    unsure: bool = False
 
     @classmethod
     def of(cls, session: EngineSession, manifest: Manifest) -> SavedSession:
@@ -72,6 +73,7 @@ class SavedSession(Struct, frozen=True, kw_only=True):
             logical=session.logical,
             left=session.left,
             shifts=session.shifts,
+            unsure=session.unsure,
         )
 
     def put_into(self, session: EngineSession) -> None:
@@ -82,7 +84,7 @@ class SavedSession(Struct, frozen=True, kw_only=True):
         session.stable_tools = self.stable_tools
         session.prefix_tokens, session.logical = self.prefix_tokens, self.logical
         session.left, session.shifts = self.left, self.shifts
-        session.lost, session.lost_tokens, session.synced, session.unsure = None, 0, 0, False
+        session.lost, session.lost_tokens, session.synced, session.unsure = None, 0, 0, self.unsure
 
 
 class SnapshotWriter:
@@ -133,12 +135,10 @@ class SnapshotWriter:
     def discard(self) -> None:
         """Remove what there is of the file."""
         if self._file is not None:
-            try:
+            with suppress(OSError):  # What could not be flushed is not wanted.
                 self._file.close()
-            except OSError:
-                # What could not be flushed is not wanted.
-                pass
-            Path(self._path).unlink(missing_ok=True)
+            with suppress(OSError):  # A disk that fails may not even delete.
+                os.unlink(self._path)
 
     def _write(self, data: bytes) -> None:
         assert self._file is not None

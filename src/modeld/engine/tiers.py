@@ -390,9 +390,12 @@ class Tiers:
             if (known := made.get(key)) is None:
                 (self._disk.disown if modified >= before else self._disk.remove)(key, size)
             elif modified >= before:
-                # In the order of their last use; what they follow was used with them.
-                self._touch(known, known.weight)
+                known.used = next(self._clock)
         for block in reversed(parents[1:]):
+            # What a block follows was used with it.
+            above = block.parent
+            assert above is not None
+            above.used, above.weight = max(above.used, block.used), max(above.weight, block.weight)
             self._sort(block)
             if not block.used:
                 self._remove(block)

@@ -19,8 +19,11 @@ WAKE: Final = Credit(0, 0)
 
 T = TypeVar("T")
 
-Steps = Generator[Future[Any] | None, Any, object]
-"""A job in pieces. Each ``yield`` lets streams do a step; a future that is given is waited for, and sent back done."""
+Awaited = Future[Any] | Callable[[], bool] | None
+"""What a piece of a job waits for: a future, or something else, as long as the function says so."""
+
+Steps = Generator[Awaited, Any, object]
+"""A job in pieces. Each ``yield`` lets streams do a step; a future that is given is sent back done."""
 
 
 class Disk:
@@ -52,7 +55,7 @@ class Transfers:
         self._steps = steps
         self._queue: deque[Job] = deque()
         self._running: Steps | None = None
-        self._awaited: Future[Any] | None = None
+        self._awaited: Awaited = None
 
     def __contains__(self, job: Job) -> bool:
         return job in self._queue
@@ -63,7 +66,9 @@ class Transfers:
     @property
     def ready(self) -> bool:
         """A piece can be done now."""
-        return bool(self._queue) and (self._awaited is None or self._awaited.done())
+        awaited = self._awaited
+        waits = not awaited.done() if isinstance(awaited, Future) else awaited is not None and awaited()
+        return bool(self._queue) and not waits
 
     def add(self, job: Job) -> None:
         """Take a job on."""
@@ -81,11 +86,11 @@ class Transfers:
             self._running = self._steps(job)
         awaited, self._awaited = self._awaited, None
         try:
-            error = awaited.exception() if awaited is not None else None
+            error = awaited.exception() if isinstance(awaited, Future) else None
             if error is not None:
                 self._awaited = self._running.throw(error)
             else:
-                self._awaited = self._running.send(awaited.result() if awaited is not None else None)
+                self._awaited = self._running.send(awaited.result() if isinstance(awaited, Future) else None)
         except StopIteration as end:
             return self._ended(job, end.value)
         except ModeldError as refused:

@@ -322,10 +322,17 @@ class Node:
 
     async def branch(self, bound: Bound, name: str, workspace: str) -> SessionRecord:
         """The record that a fork of the session goes to."""
+        known = self._registry.find(workspace, name, bound.record.ref.digest)
+        if known is bound.record:
+            raise InvalidRequestError("a session cannot be forked onto itself: give another name", parameter="name")
+        if known is not None and known.active:
+            raise SessionBusyError(
+                f"a call on session {name!r} runs, so nothing can be forked to it; wait for its end",
+                name=name,
+                workspace=workspace,
+            )
         config = msgspec.structs.replace(bound.record.config, name=name, workspace=workspace)
         record = self._registry.open(bound.record.ref, config)
-        if record is bound.record:
-            raise InvalidRequestError("a session cannot be forked onto itself: give another name", parameter="name")
         await self._introduce(record, bound.residency)
         return record
 

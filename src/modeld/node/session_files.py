@@ -42,6 +42,9 @@ _START = len(MAGIC) + _LENGTH.size + hashlib.sha256().digest_size
 _NAME = re.compile(r"([0-9a-f]{64})\.(session|used)")
 _DRAFT = re.compile(r"\.[0-9a-f]{64}\.part")
 
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"""Not waiting: a planted FIFO must not hang the one thread that writes."""
+
 log = logging.getLogger("modeld.sessions")
 
 
@@ -175,8 +178,8 @@ class SessionFiles:
         start = MAGIC + _LENGTH.pack(len(header))
         draft = self._folder / f".{id_}.part"
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-            with open(os.open(draft, flags, 0o600), "wb") as file:
+            draft.unlink(missing_ok=True)
+            with open(os.open(draft, _NEW | os.O_EXCL, 0o600), "wb") as file:
                 file.writelines((start, hashlib.sha256(start + header).digest(), header, change.state))
                 file.flush()
                 os.fsync(file.fileno())
@@ -188,14 +191,14 @@ class SessionFiles:
             os.replace(draft, self._path(id_))
         finally:
             draft.unlink(missing_ok=True)
-        if change.current:
+        if change.current and not self._closed:
             self._path(id_, "used").unlink(missing_ok=True)
         self._sizes.pop(id_, None)
         self._sizes[id_] = _START + len(header) + len(change.state)
 
     def _touch(self, id_: str) -> None:
         if not self._closed:
-            os.close(os.open(self._path(id_, "used"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            os.close(os.open(self._path(id_, "used"), _NEW, 0o600))
 
     def _remove(self, id_: str) -> None:
         if not self._closed:

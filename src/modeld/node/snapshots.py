@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import stat
+import threading
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from pathlib import Path
@@ -40,6 +41,8 @@ class SnapshotStore:
     def __init__(self, data_root: Path) -> None:
         self._folder = data_root / "snapshots"
         self._swept = False
+        # Two first drafts at a time: one must not sweep away the other.
+        self._sweeping = threading.Lock()
 
     def draft(self) -> Path:
         """A path for a new file, in the folder it will stay in.
@@ -48,11 +51,12 @@ class SnapshotStore:
         """
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not self._swept:
-                # Of an engine that died while it wrote. There is one node to a data root, and this is its first draft.
-                for left in self._folder.glob(".*.part"):
-                    left.unlink(missing_ok=True)
-                self._swept = True
+            with self._sweeping:
+                if not self._swept:
+                    # Of an engine that died while it wrote. One node has a data root, and this is its first draft.
+                    for left in self._folder.glob(".*.part"):
+                        left.unlink(missing_ok=True)
+                    self._swept = True
         except OSError as error:
             raise NodeError(f"cannot make {str(self._folder)!r}: {error.strerror}", path=str(self._folder)) from error
         return self._folder / f".{uuid.uuid4().hex}.part"

@@ -9,12 +9,16 @@ from typing import cast
 
 import grpc
 
+from modeld.errors import ModeldError
 from modeld.session.contract import ModelService
 from modeld.session.values import SnapshotInfo
 from modeld.transport.convert import from_bytes, to_bytes
 from modeld.transport.grpc.relay import Context
 from modeld.transport.grpc.wire import Wire
 from modeld.transport.methods import SnapshotChunk, SnapshotRequest
+
+REFUSED_SECONDS = 2.0
+"""How long the rest of a file that is refused is taken and thrown away."""
 
 
 class ChunkCalls:
@@ -34,7 +38,15 @@ class ChunkCalls:
         reading = aiter(requests)
         first = await anext(reading, b"")
         named = from_bytes(SnapshotChunk, first)
-        return await self._service.import_snapshot(_pieces(named, reading), snapshot_id=named.snapshot_id)
+        try:
+            return await self._service.import_snapshot(_pieces(named, reading), snapshot_id=named.snapshot_id)
+        except ModeldError:
+            # A sender that is in the middle of a write would get "Internal error from Core" in place of this error.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REFUSED_SECONDS):
+                    async for _ in reading:
+                        pass
+            raise
 
 
 async def _pieces(first: SnapshotChunk, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

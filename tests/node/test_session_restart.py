@@ -109,6 +109,21 @@ async def test_tokens_after_a_restart_are_those_of_a_run_without_one(root: Root,
     assert status.receipt.reused + status.receipt.restored + status.receipt.prefilled == status.prefix_tokens
 
 
+async def test_looking_at_a_session_or_forking_it_after_a_restart_does_not_empty_it(root: Root) -> None:
+    node = await root.start()
+    session = await node.open_session("fake", SessionConfig(name="kept"))
+    await session.turn([Message("user", "x" * 100)], options=GREEDY).join()
+    held = (await session.explain()).resident
+    node = await root.restart()
+    await node.load("fake")
+    again = node.attach(session.handle)
+    assert [segment.kind for segment in (await again.explain()).segments] == ["user"]
+    await again.fork("branch")
+    assert {listed.name: listed.tape for listed in await node.sessions()} == {"kept": held, "branch": held}
+    receipt = (await again.ensure_prefix([Message("user", "x" * 100)])).receipt
+    assert receipt.restored > 0
+
+
 @pytest.mark.parametrize("engine", REFS)
 async def test_decode_and_suffix_go_on_after_a_restart(root: Root, engine: str) -> None:
     async def talk(again: Callable[[Session], Awaitable[Session]]) -> list[str]:

@@ -447,9 +447,10 @@ class Pool:
 
     def tape(self, session: EngineSession) -> Tape:
         """What changed on the session's tape since this was last asked. An evicted tape is not a changed one."""
-        keep = min(session.synced, session.hot) if session.hot else session.synced
-        added = tuple(session.ids[keep : session.hot])
-        session.synced = max(keep, session.hot)
+        held = len(session.remembered)
+        keep = min(session.synced, held) if held else session.synced
+        added = tuple(session.ids[keep:held])
+        session.synced = max(keep, held)
         return Tape(session.key, keep, added, session.hot, bool(session.fatal))
 
     def kept(self) -> dict[int, int]:

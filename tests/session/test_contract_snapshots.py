@@ -122,6 +122,19 @@ async def test_what_is_no_snapshot_is_refused_and_leaves_nothing(world: World) -
     assert (await world.service.import_snapshot(sent(data, 7 * 2**20))).id == saved.id
 
 
+async def test_refusal_reaches_a_sender_that_is_still_sending(world: World) -> None:
+    session = await world.open()
+    await session.ensure_prefix([Message("system", "s", thinking="y" * 3_000_000)])
+    saved = await session.snapshot()
+    data = bytearray(b"".join(await exported(world, saved.id)))
+    assert len(data) > 3_000_000
+    data[len(data) // 4] ^= 1
+    for _ in range(10):
+        with pytest.raises(ManifestMismatchError):
+            await world.service.import_snapshot(sent(bytes(data), 65536))
+    await world.service.remove_snapshot(saved.id)
+
+
 async def test_sender_that_gives_up_leaves_nothing(world: World) -> None:
     session = await world.open()
     await session.turn([Message("user", world.engine.asks[0])], options=GREEDY).join()

@@ -18,6 +18,7 @@ from modeld.errors import (
 )
 from modeld.node.node import Node, NodeConfig
 from modeld.session import SessionConfig
+from modeld.session.snapshot_file import CHUNK
 from modeld.types import DecodeOptions, Message
 
 from .conftest import World
@@ -124,14 +125,14 @@ async def test_what_is_no_snapshot_is_refused_and_leaves_nothing(world: World) -
 
 async def test_refusal_reaches_a_sender_that_is_still_sending(world: World) -> None:
     session = await world.open()
-    await session.ensure_prefix([Message("system", "s", thinking="y" * 3_000_000)])
+    await session.ensure_prefix([Message("system", "s", thinking="y" * 4_000_000)])
     saved = await session.snapshot()
     data = bytearray(b"".join(await exported(world, saved.id)))
-    assert len(data) > 3_000_000
-    data[len(data) // 4] ^= 1
-    for _ in range(10):
+    assert len(data) > 4_000_000
+    data[200_000] ^= 1
+    for _ in range(3):
         with pytest.raises(ManifestMismatchError):
-            await world.service.import_snapshot(sent(bytes(data), 65536))
+            await world.service.import_snapshot(sent(bytes(data), CHUNK))
     await world.service.remove_snapshot(saved.id)
 
 

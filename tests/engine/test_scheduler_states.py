@@ -230,12 +230,7 @@ class Sessions(RuleBasedStateMachine):
 
     def ended(self, reply: Done | Failed) -> None:
         request = self.asked.pop(reply.id)
-        for tape in reply.tapes:
-            known = self.tapes.setdefault(tape.session, [])
-            assert tape.keep <= len(known)
-            known[tape.keep :] = tape.added
-            if tape.hot:
-                assert tape.hot == len(known)
+        self.tapes_changed(reply)
         if isinstance(reply, Failed):
             expected = {
                 "context_overflow",
@@ -251,6 +246,14 @@ class Sessions(RuleBasedStateMachine):
             self.answered(reply, request)
         elif isinstance(request, Forget):
             self.tapes[request.session] = []
+
+    def tapes_changed(self, reply: Done | Failed) -> None:
+        for tape in reply.tapes:
+            known = self.tapes.setdefault(tape.session, [])
+            assert tape.keep <= len(known)
+            known[tape.keep :] = tape.added
+            if tape.hot:
+                assert tape.hot == len(known)
 
     def answered(self, reply: Done, request: Turn) -> None:
         end = decode_result(reply.result, EndPart)

@@ -1,8 +1,8 @@
 """From the bytes a model writes to typed parts, in one pass.
 
 :class:`OutputParser` turns an answer into text, thinking and tool calls. It holds back only what could still become
-something else, and gives the same result however the bytes are cut. Formats are data (:mod:`modeld.chat.output.formats`)
-and are chosen by what the model's template mentions, never by the model's name.
+something else, and gives the same result however the bytes are cut. Formats are data and are chosen by what the model's
+template mentions, never by the model's name: :mod:`modeld.chat.output.formats`.
 """
 
 from __future__ import annotations
@@ -205,12 +205,12 @@ class OutputParser:
         if not end:
             parts.say("".join(held))
             return
+        parts.thinking = False
         if end == close:
             yield from reader.run(SPACE)
         else:
             reader.at -= len(end)
         parts.drop("".join(held) + reader.span())
-        parts.thinking = False
 
     # Calls
 

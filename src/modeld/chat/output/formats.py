@@ -1,7 +1,7 @@
 """Which formats of thinking and tool calls there are, as data, and which of them a chat template speaks.
 
-A format is chosen by what the template's source mentions (*signs*), never by the model's name. ``docs/output-formats.md``
-is the table for readers.
+A format is chosen by what the template's source mentions (*signs*), never by the model's name.
+``docs/output-formats.md`` is the table for readers.
 """
 
 from __future__ import annotations

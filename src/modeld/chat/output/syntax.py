@@ -88,7 +88,10 @@ class Syntax:
 
 
 def is_prose(marker: str) -> bool:
-    """Whether a marker, as :class:`Markers` has it, may stand in text about it: all but special ones and line breaks."""
+    """Whether a marker may stand in text about it; a special token that is no tag may not.
+
+    :param marker: as :class:`Markers` has it; a line break before it parts it from what is before.
+    """
     return marker[0] != "\n" and (marker[0] != MARK or is_tag(marker[1:]))
 
 

@@ -205,6 +205,8 @@ def _pairs(body: TaggedBody, reader: Reader, calls: CallWriter) -> Reading[None]
         yield from reader.run(SPACE)
     if body.end:
         yield from reader.expect(body.end)
+    else:
+        yield from reader.peek()  # at the end of the answer more pairs could have come
     calls.put("}")
 
 

@@ -58,7 +58,8 @@ class Parts:
 
     def call_delta(self, arguments: str) -> None:
         """A piece of the arguments of the call that began last."""
-        self._arguments.append(arguments)
+        if arguments:
+            self._arguments.append(arguments)
 
     def call_end(self, index: int, raw: str) -> None:
         """It is complete. :param raw: the whole of it, and what is around it."""

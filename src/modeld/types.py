@@ -400,11 +400,16 @@ class WarningPart(Struct, frozen=True, tag="warning"):
 
 
 class ErrorPart(Struct, frozen=True, tag="error"):
-    """Malformed model output: ``raw`` was also sent as text. The stream goes on."""
+    """Malformed model output: ``raw`` was also sent as text. The stream goes on.
+
+    :param call: index of a tool call of which something was sent before it turned out to be malformed. It is none:
+        no end of it follows, and who joins parts forgets it.
+    """
 
     code: str
     message: str
     raw: str = ""
+    call: int | None = None
 
 
 class EndPart(Struct, frozen=True, tag="end", kw_only=True):
@@ -527,8 +532,10 @@ class PartsJoiner:
                 self._meta[index] = meta
             case WarningPart():
                 self._warnings.append(part)
-            case ErrorPart():
+            case ErrorPart(call=index):
                 self._errors.append(part)
+                if index is not None:
+                    self._calls.pop(index, None)
             case EndPart():
                 self._end = part
             case ProgressPart():

@@ -162,7 +162,8 @@ def joined(parts: list[StreamPart]) -> list[tuple[object, ...]]:
                 out[-1] = (*out[-1][:4], f"{out[-1][4]}{value}")
             case ToolCallEnd(index=index):
                 assert out[-1][:2] == ("call", index)
-            case ErrorPart(code=code, raw=raw):
+            case ErrorPart(code=code, raw=raw, call=taken_back):
+                out = [one for one in out if one[:2] != ("call", taken_back)]
                 out.append(("error", code, raw))
             case _:
                 raise AssertionError(part)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeld.chat.parser import StopMatcher
+from modeld.chat.stops import StopMatcher
 
 
 def naive(data: bytes, stops: list[str]) -> tuple[bytes, str | None]:

@@ -57,6 +57,10 @@ class Vocabulary(Protocol):
         """Whether the model ends its answer with it."""
         ...
 
+    def is_special(self, token: int) -> bool:
+        """Whether the vocabulary was given it as a whole, as markers are: it is not the same as its text."""
+        ...
+
 
 class Sampler(Protocol):
     """Chooses tokens for one stream."""

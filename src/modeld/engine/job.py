@@ -6,7 +6,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple
 
-from modeld.chat.parser import OutputParser, StopMatcher
+from modeld.chat.parser import OutputParser
+from modeld.chat.stops import SpecialBytes, StopMatcher
 from modeld.engine.backend import Sampler
 from modeld.engine.explain import computed_again, stopped
 from modeld.engine.pace import Pace
@@ -21,7 +22,8 @@ from modeld.types import (
     StreamPart,
     TextPart,
     ThinkingPart,
-    ToolCallStart,
+    ToolCallDelta,
+    ToolCallEnd,
     Usage,
 )
 
@@ -36,6 +38,7 @@ class Stream:
         self.sampler = sampler
         self.parser = parser
         self.matcher = StopMatcher(options.stop)
+        self._special = SpecialBytes()
         self.parts: list[StreamPart] = []
         self.tokens_ready = 0
         self.flushed = 0.0
@@ -48,23 +51,24 @@ class Stream:
         # End of each token in the bytes generated, so that a stop string can be cut off the tape.
         self.token_ends: list[int] = []
 
-    def push(self, piece: bytes) -> str | None:
-        """Take a token's bytes; the stop string that they completed, if any."""
+    def push(self, piece: bytes, special: bool) -> str | None:
+        """Take a token's bytes, and whether it is a special one; the stop string that they completed, if any."""
         self.count += 1
         self.credit -= 1
         self.tokens_ready += 1
-        self.token_ends.append((self.token_ends[-1] if self.token_ends else 0) + len(piece))
+        start = self.token_ends[-1] if self.token_ends else 0
+        self.token_ends.append(start + len(piece))
+        if special and piece:
+            self._special.add(start, start + len(piece))
         passed, matched = self.matcher.feed(piece)
-        if passed:
-            self._emit(self.parser.feed(passed))
+        self._parse(passed)
         if self.parser.in_thinking:
             self.thinking_tokens += 1
         return matched
 
     def finish(self) -> None:
         """No more tokens come: give out what was held back."""
-        if rest := self.matcher.finish():
-            self._emit(self.parser.feed(rest))
+        self._parse(self.matcher.finish(), last=True)
         self._emit(self.parser.finish())
 
     def take(self) -> tuple[tuple[StreamPart, ...], int]:
@@ -72,6 +76,10 @@ class Stream:
         parts, tokens = tuple(self.parts), self.tokens_ready
         self.parts, self.tokens_ready, self.flushed = [], 0, monotonic()
         return parts, tokens
+
+    def _parse(self, passed: bytes, *, last: bool = False) -> None:
+        for data, special in self._special.pieces(passed, last=last):
+            self._emit(self.parser.feed(data, special))
 
     def _emit(self, parts: list[StreamPart]) -> None:
         for part in parts:
@@ -86,7 +94,10 @@ class Stream:
                 if isinstance(last, ThinkingPart):
                     self.parts[-1] = ThinkingPart(last.text + part.text)
                     continue
-            elif isinstance(part, ToolCallStart):
+            elif isinstance(part, ToolCallDelta) and isinstance(last, ToolCallDelta) and last.index == part.index:
+                self.parts[-1] = ToolCallDelta(part.index, last.arguments + part.arguments)
+                continue
+            elif isinstance(part, ToolCallEnd):
                 self.called = True
             self.parts.append(part)
 

@@ -8,7 +8,7 @@ from itertools import takewhile
 
 from msgspec import structs
 
-from modeld.chat.parser import OutputParser, make_parser
+from modeld.chat.parser import OutputParser, Syntax
 from modeld.chat.template import ChatTemplate
 from modeld.engine.backend import Backend
 from modeld.engine.explain import stopped
@@ -34,6 +34,11 @@ class Prompts:
         self._backend = backend
         self._template = template
         self._window = window
+        self._syntax = Syntax(template.source, self._is_special)
+
+    def _is_special(self, text: str) -> bool:
+        ids = self._backend.tokenize(text.encode(), add_special=False)
+        return len(ids) == 1 and self._backend.is_special(ids[0])
 
     def prepare(self, job: Job) -> None:
         """Find the job's target tokens. The session is not changed.
@@ -251,7 +256,7 @@ class Prompts:
         """A parser for what the model will write after the job's prompt."""
         session = job.session
         tail = bytes(session.text[-4096:]).decode("utf-8", "replace")
-        return make_parser(self._template.source, tools=bool(session.tools), prompt_tail=tail)
+        return OutputParser(self._syntax, tools=session.tools, prompt_tail=tail)
 
 
 def close_answer(job: Job, pool: Pool, *, cut: bool) -> None:

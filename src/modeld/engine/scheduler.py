@@ -394,7 +394,7 @@ class Scheduler:
         piece = self._backend.piece(token)
         session.ids.append(token)
         session.text += piece
-        matched = stream.push(piece)
+        matched = stream.push(piece, self._backend.is_special(token))
         if matched is not None:
             self._finish(job, "stop", matched)
         elif stream.count == stream.options.max_tokens:

@@ -107,6 +107,10 @@ class FakeBackend:
         """Whether the rune ends a message."""
         return token == ord(END)
 
+    def is_special(self, token: int) -> bool:
+        """Whether the rune stands where a real model has a control token."""
+        return token in (ord(START), ord(END))
+
     def step(self, slices: list[Slice]) -> StepResult:
         """Append the tokens to their sequences; a gap or a foreign position fails the step."""
         if sum(len(part.tokens) for part in slices) > self._batch:

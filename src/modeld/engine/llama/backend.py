@@ -38,6 +38,8 @@ class LlamaBackend:
         self._rows: list[int] = []
         self._pieces: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}
+        self._special_bits = native.LLAMA_TOKEN_ATTR_CONTROL | native.LLAMA_TOKEN_ATTR_USER_DEFINED
+        self._special: dict[int, bool] = {}
         for i in range(request.batch):
             self._batch.n_seq_id[i] = 1
         self.vocabulary: int = native.llama_vocab_n_tokens(self._vocab)
@@ -115,6 +117,13 @@ class LlamaBackend:
         if (end := self._ends.get(token)) is None:
             end = self._ends[token] = bool(self._n.llama_vocab_is_eog(self._vocab, token))
         return end
+
+    def is_special(self, token: int) -> bool:
+        """Whether it is a control token, or one that was added to the vocabulary whole."""
+        if (special := self._special.get(token)) is None:
+            attributes = self._n.llama_vocab_get_attr(self._vocab, token)
+            special = self._special[token] = bool(attributes & self._special_bits)
+        return special
 
     def step(self, slices: list[Slice]) -> StepResult:
         """``llama_decode`` of one batch; its results 0, 1, 2 and the rest are the four of :class:`StepResult`."""

@@ -551,14 +551,16 @@ class WarningPart(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class ErrorPart(_message.Message):
-    __slots__ = ("code", "message", "raw")
+    __slots__ = ("code", "message", "raw", "call")
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     RAW_FIELD_NUMBER: _ClassVar[int]
+    CALL_FIELD_NUMBER: _ClassVar[int]
     code: str
     message: str
     raw: str
-    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., raw: _Optional[str] = ...) -> None: ...
+    call: int
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., raw: _Optional[str] = ..., call: _Optional[int] = ...) -> None: ...
 
 class EndPart(_message.Message):
     __slots__ = ("finish_reason", "usage", "receipt", "model", "seed", "stop", "id", "provider_meta")

@@ -1,0 +1,1 @@
+"""What the output parser is made of: formats as data, and the few grammars they choose from."""

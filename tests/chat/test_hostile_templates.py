@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeld.chat.template import MAX_SOURCE, ChatTemplate
+from modeld.chat.sandbox import MAX_SOURCE
+from modeld.chat.template import ChatTemplate
 from modeld.errors import TemplateError
 from modeld.types import FunctionCall, FunctionTool, Message, Tool, ToolCall
 

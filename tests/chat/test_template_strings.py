@@ -6,9 +6,11 @@ from typing import get_args
 
 import pytest
 
+from modeld.chat.dialect import Form
 from modeld.chat.parser import make_parser
-from modeld.chat.template import CHATML, ChatTemplate, TemplateFacts
+from modeld.chat.template import CHATML, ChatTemplate
 from modeld.errors import TemplateError
+from modeld.template_facts import TemplateFacts
 from modeld.thinking import ThinkLevel
 from modeld.types import (
     EndPart,
@@ -106,9 +108,9 @@ def test_thinking_levels_reach_the_template() -> None:
         "high": "True high",
         "xhigh": "True high",
     }
-    assert template.facts.thinking
-    assert template.facts.effort
-    assert not template.facts.opens_thinking
+    facts = template.facts
+    assert (facts.thinking, facts.thinking_switch, facts.opens_thinking) == (True, True, False)
+    assert facts.efforts == ("low", "medium", "high")
 
 
 @pytest.mark.parametrize(
@@ -135,30 +137,24 @@ def test_with_thinking_on_the_answer_begins_in_thinking(tiny: ChatTemplate) -> N
 
 def test_tiny_shows_what_it_can_do(tiny: ChatTemplate) -> None:
     assert tiny.facts == TemplateFacts(
-        default=False,
-        tools=True,
-        thinking=True,
-        effort=False,
+        source="rendered",
+        name="model",
         system=True,
+        tools=True,
+        tool_results=True,
         parallel_tool_calls=True,
+        thinking=True,
+        thinking_switch=True,
         opens_thinking=True,
     )
-    assert (tiny.arguments_form, tiny.name) == ("string", "model")
+    assert (tiny.form, tiny.name) == (Form(switches=("enable_thinking",)), "model")
     assert tiny.digest == sha256(SOURCE.encode()).hexdigest()
 
 
 def test_a_model_without_a_template_gets_chatml_and_says_so() -> None:
-    default = ChatTemplate("", engine_default=True)
-    assert (default.name, default.source) == ("default", CHATML)
-    assert default.facts == TemplateFacts(
-        default=True,
-        tools=False,
-        thinking=False,
-        effort=False,
-        system=True,
-        parallel_tool_calls=False,
-        opens_thinking=False,
-    )
+    default = ChatTemplate("")
+    assert (default.name, default.source) == ("chatml", CHATML)
+    assert default.facts == TemplateFacts(source="default", name="chatml", system=True)
     assert default.render([SYSTEM, USER], add_generation_prompt=True) == (
         f"<|im_start|>system\nBe brief.<|im_end|>\n{USER_TEXT}<|im_start|>assistant\n"
     )
@@ -185,7 +181,7 @@ CALL_LOOP = "{% for m in messages %}{% for c in m.tool_calls or [] %}%s{% endfor
 )
 def test_arguments_are_given_in_the_form_the_template_writes_well(body: str, form: str, expected: str) -> None:
     template = ChatTemplate(CALL_LOOP.replace("%s", body))
-    assert template.arguments_form == form
+    assert template.form.arguments == form
     assert template.render([USER, Message("assistant", tool_calls=(OSLO,))], add_generation_prompt=False) == expected
 
 

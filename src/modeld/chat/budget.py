@@ -28,7 +28,7 @@ MAX_DEPTH: Final = 100
 """Levels of lists in lists that a template makes. CPython's hash of a tuple has no bound of its own and overflows."""
 MAX_INTEGER: Final = 100_000
 """Largest integer that a filter or a method takes (a width, a count, a precision); bits of any integer."""
-NODE: Final = 16
+NODE: Final = 64
 """What an item weighs beside its characters."""
 
 BUDGET: Final[ContextVar[Budget]] = ContextVar("budget")
@@ -44,8 +44,12 @@ class Deadline:
         self._end = time.thread_time() + RENDER_SECONDS
 
     def spent(self) -> bool:
-        """The time is over."""
+        """The time is over, or another bound was broken."""
         return time.thread_time() > self._end
+
+    def end(self) -> None:
+        """A bound was broken: whoever tries several renders within this time need not try another."""
+        self._end = 0.0
 
     def spend(self) -> None:
         """Look at the clock.
@@ -65,6 +69,7 @@ class Budget:
     def __init__(self, inputs: object, deadline: Deadline) -> None:
         self._known: dict[int, int] = {}
         size = self._learn(inputs)
+        self._deadline = deadline
         self.spend = deadline.spend
         self.text = MAX_TEXT + 4 * size
         self.items = MAX_ITEMS + size
@@ -80,7 +85,7 @@ class Budget:
         return weight
 
     def weigh(self, value: object) -> int:
-        """Characters of the value written out, and 16 for each item, each as often as it is met.
+        """Characters of the value written out, and 64 for each item, each as often as it is met.
 
         :raises SecurityError: too many, or too deep.
         """
@@ -98,7 +103,7 @@ class Budget:
                 weight += NODE + item.bit_length() // 3
             elif (children := _children(item)) is not None:
                 if depth == MAX_DEPTH:
-                    raise SecurityError(f"it nests values more than {MAX_DEPTH} levels deep")
+                    raise self._refusal(f"it nests values more than {MAX_DEPTH} levels deep")
                 self.size(weight + NODE * len(children))
                 stack.extend((child, depth + 1) for child in children)
             else:
@@ -112,7 +117,7 @@ class Budget:
         :raises SecurityError: too long.
         """
         if size > self.text:
-            raise SecurityError(f"it made {size} characters or items, at most {self.text} are allowed")
+            raise self._refusal(f"it made {size} characters or items, at most {self.text} are allowed")
 
     def count(self, items: int) -> None:
         """Check the length of a list that is about to be made.
@@ -120,7 +125,7 @@ class Budget:
         :raises SecurityError: too long.
         """
         if items > self.items:
-            raise SecurityError(f"it made a list of {items} items, at most {self.items} are allowed")
+            raise self._refusal(f"it made a list of {items} items, at most {self.items} are allowed")
 
     def made(self, value: T) -> T:
         """Charge for a value that the template made. Gives it back, an iterator as one that looks at each item.
@@ -145,7 +150,11 @@ class Budget:
         """
         self._bytes -= size
         if self._bytes < 0:
-            raise SecurityError("it made too many values: their bytes in all are above what a render may use")
+            raise self._refusal("it made too many values: their bytes in all are above what a render may use")
+
+    def _refusal(self, why: str) -> SecurityError:
+        self._deadline.end()
+        return SecurityError(why)
 
 
 class Lazy:

@@ -19,6 +19,8 @@ from modeld.chat.budget import BUDGET
 
 LEFT_OUT: Final = frozenset({"pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr"})
 """Filters of Jinja that no chat template needs. ``striptags`` takes hours for a megabyte, ``random`` reuses nothing."""
+LISTS: Final = frozenset({"list", "slice", "sort"})
+"""Filters of Jinja that make a list of what they are given, at once."""
 MAX_SEPARATOR: Final = 64
 """Characters that ``tojson`` takes as indentation or separator."""
 MAX_WIDTH: Final = 1000
@@ -45,6 +47,7 @@ def join(pieces: Iterable[Any], separator: str = "") -> str:
         size += len(text) + len(separator)
         budget.size(size)
         texts.append(text)
+        budget.count(len(texts))
     return budget.made(str(separator).join(texts))
 
 

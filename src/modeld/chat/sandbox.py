@@ -23,7 +23,7 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from modeld.chat.budget import BUDGET, Deadline, check_bits, check_integers
-from modeld.chat.filters import LEFT_OUT, OWN, check_format, join, replace, text_of
+from modeld.chat.filters import LEFT_OUT, LISTS, OWN, check_format, join, replace, text_of
 
 MAX_SOURCE: Final = 48 << 10
 """Characters of a template's source at most. Those of well-known models have 0.2 to 17 thousand."""
@@ -179,7 +179,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         )
         self.compiling = limit
         filters: dict[str, Any] = {**self.filters, **OWN}
-        self.filters = {name: _guarded(function) for name, function in filters.items() if name not in LEFT_OUT}
+        self.filters = {
+            name: _guarded(function, lists=name in LISTS) for name, function in filters.items() if name not in LEFT_OUT
+        }
         tests: dict[str, Any] = dict(self.tests)
         self.tests = {name: _guarded(function) for name, function in tests.items()}
         self.globals.update(
@@ -229,8 +231,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         budget = BUDGET.get()
         budget.spend()
-        for value in (*args, *kwargs.values()):
-            budget.weigh(value)
+        budget.weigh((*args, *kwargs.values()))  # together: one list can be given as thousands of arguments
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
             result = _call_of_text(owner, __obj, args, kwargs)
@@ -241,10 +242,12 @@ class _Environment(ImmutableSandboxedEnvironment):
         return budget.made(super().call(__context, __obj, *args, **kwargs))
 
 
-def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+def _guarded(function: Callable[..., Any], *, lists: bool = False) -> Callable[..., Any]:
     """The filter or test, with a look at the clock and at its arguments, and with what it gives charged for.
 
     There is no budget while Jinja compiles: so it runs none of them on constants.
+
+    :param lists: it makes a list of what it is given.
     """
     wanted = getattr(function, "jinja_pass_arg", None)
     first = 0 if wanted is None else 1
@@ -252,8 +255,9 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     def checked(*args: Any, **kwargs: Any) -> Any:
         budget = BUDGET.get()
         budget.spend()
-        for value in (*args[first:], *kwargs.values()):
-            budget.weigh(value)
+        budget.weigh((*args[first:], *kwargs.values()))
+        if lists and isinstance(args[first], str):
+            budget.count(len(args[first]))  # each character becomes a string of its own
         check_integers([*args[first + 1 :], *kwargs.values()])  # the value itself may be any number
         return budget.made(function(*args, **kwargs))
 

@@ -172,7 +172,8 @@ def _render(template: jinja2.Template, variables: dict[str, Any], limit: Deadlin
     try:
         pieces: list[str] = []
         size = 0
-        for piece in template.generate(variables):
+        # Not generate(): it makes a traceback whose frames hold each other, and all that was made, until a collection.
+        for piece in template.root_render_func(template.new_context(variables)):
             limit.spend()
             size += len(piece)
             budget.size(size)

@@ -26,6 +26,7 @@ class Form(Struct, frozen=True):
     :param arguments: of a call: the model's own JSON text, kept to the byte, or parsed.
     :param ids: of calls: as they are, or made of nine letters and digits.
     :param crowded: a message may hold text, thinking and calls at once; else its thinking is left out.
+    :param system_for_tools: tools appear only where there is a system message, so an empty one is added for them.
     :param switches: which of :data:`SWITCHES` it looks at.
     :param variables: that it must be given besides.
     """
@@ -35,12 +36,18 @@ class Form(Struct, frozen=True):
     arguments: Literal["string", "dict"] = "string"
     ids: Literal["any", "nine"] = "any"
     crowded: bool = True
+    system_for_tools: bool = False
     switches: tuple[str, ...] = ()
     variables: tuple[tuple[str, bool], ...] = ()
 
 
-def messages_of(messages: Sequence[Message], form: Form) -> list[dict[str, Any]]:
-    """The conversation as the template sees it. Keys that would be empty are not there."""
+def messages_of(messages: Sequence[Message], form: Form, *, tools: bool = False) -> list[dict[str, Any]]:
+    """The conversation as the template sees it. Keys that would be empty are not there.
+
+    :param tools: some are offered with it.
+    """
+    if tools and form.system_for_tools and not any(message.role == "system" for message in messages):
+        messages = [Message("system"), *messages]
     # Some templates want the tool's name with a result; where the caller gave none, the call has it.
     names = {call.id: call.function.name for message in messages for call in message.tool_calls}
     return [_message(message, form, names) for message in messages]

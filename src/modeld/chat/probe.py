@@ -39,16 +39,21 @@ class Prober:
             if _USER.content in self._try([_USER], form=parts):
                 self._form = parts
         self._form = self._form_of_calls()
-        if not self._try(_calls(1, content="probe said", thinking="probe thought")):
-            self._form = structs.replace(self._form, crowded=False)
+        crowd = _calls(1, content="probe said", thinking="probe thought")
+        apart = structs.replace(self._form, crowded=False)
+        if not self._try(crowd, [_TOOL]) and self._try(crowd, [_TOOL], form=apart):
+            self._form = apart
+        if not self._offers([_USER]) and self._offers([_SYSTEM, _USER]):
+            self._form = structs.replace(self._form, system_for_tools=True)
         prefix = structs.replace(self._form, variables=(("tools_in_user_message", False),))
-        if _TOOL.function.name not in self._try([_SYSTEM], [_TOOL], generate=False) and (
-            _TOOL.function.name in self._try([_SYSTEM], [_TOOL], form=prefix, generate=False)
-        ):
+        if not self._offers([_SYSTEM]) and self._offers([_SYSTEM], prefix):
             # Tools that can stand before the first message of the user can be computed before it comes.
             self._form = prefix
         self._form = structs.replace(self._form, switches=self._switches())
         return self._form
+
+    def _offers(self, messages: Sequence[Message], form: Form | None = None) -> bool:
+        return _TOOL.function.name in self._try(messages, [_TOOL], form=form, generate=False)
 
     def _form_of_calls(self) -> Form:
         for silent, ids, arguments in product(("", None), ("any", "nine"), ("string", "dict")):
@@ -72,7 +77,7 @@ class Prober:
         levels = {level: self._try([_USER], given={**on, "reasoning_effort": level}) for level in _LEVELS}
         distinct = {shown: level for level, shown in reversed(levels.items()) if shown}
         efforts = tuple(level for level in _LEVELS if level in distinct.values()) if len(distinct) > 1 else ()
-        tools = _TOOL.function.name in self._try([_USER], [_TOOL])
+        tools = self._offers([_USER])
         two = self._try(_calls(2), [_TOOL], generate=False)
         history = self._history(tools=tools)
         document = {"title": "probe title", "text": "probe document"}
@@ -82,7 +87,7 @@ class Prober:
             system=_SYSTEM.content in self._try([_SYSTEM, _USER]),
             tools=tools,
             tool_results=tools and "probe result" in self._try(_calls(1), [_TOOL]),
-            parallel_tool_calls="probe_1" in two and "probe_2" in two,
+            parallel_tool_calls=tools and "probe_1" in two and "probe_2" in two,
             object_arguments=self._form.arguments == "dict",
             documents=document["text"] in self._try([_USER], given={"documents": [document]}),
             thinking=opens or bool(self._form.switches or efforts) or history != "dropped" or self._strips(),

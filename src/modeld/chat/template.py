@@ -145,7 +145,7 @@ class ChatTemplate:
         variables: dict[str, Any] = {
             **self._tokens,
             **dict(form.variables),
-            "messages": messages_of(messages, form),
+            "messages": messages_of(messages, form, tools=bool(tools)),
             "tools": [tool_of(tool) for tool in tools] or None,
             **given,
         }

@@ -85,7 +85,8 @@ class ChatTemplate:
         """
         sources: Any = config.get("chat_template") or ""
         if isinstance(sources, list):
-            sources = {entry.get("name"): entry.get("template") for entry in sources if isinstance(entry, dict)}
+            entries = [entry if isinstance(entry, dict) else {} for entry in sources]
+            sources = {entry.get("name"): entry.get("template") for entry in entries}
         texts = sources.items() if isinstance(sources, dict) else [("default", sources)]
         if not all(isinstance(name, str) and isinstance(text, str) for name, text in texts):
             raise TemplateError(

@@ -14,7 +14,7 @@ from modeld.template_facts import TemplateFacts
 
 NAME = "template-facts.json"
 MAX_BYTES = 1 << 20
-MAX_MODELS = 1000
+MAX_MODELS = 200
 
 
 class _Page(Struct):

@@ -46,8 +46,9 @@ class ImagePart(Struct, frozen=True):
 class Message(Struct, frozen=True, omit_defaults=True):
     """One message of a conversation.
 
-    ``thinking`` is for reading: it is never sent to a model. ``provider_meta`` is opaque and goes back unchanged: what
-    a vendor wants to see again (signed thinking, reasoning items) travels there.
+    ``thinking`` is for reading: it is never sent to a vendor. On a node the model's own template is given it and
+    decides; most leave it out. ``provider_meta`` is opaque and goes back unchanged: what a vendor wants to see again
+    (signed thinking, reasoning items) travels there.
     ``tool_call_id`` is of role ``tool``: the call whose result this is. ``name`` is then the tool's.
     """
 

@@ -1,14 +1,17 @@
 """A prompt that differs by one byte is another prompt: exact strings, written by hand from the documented formats."""
 
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
+from modeld.chat.dialect import Form
 from modeld.chat.parser import make_parser
-from modeld.chat.template import CHATML, ChatTemplate, TemplateFacts
-from modeld.errors import TemplateError
+from modeld.chat.template import CHATML, ChatTemplate
+from modeld.errors import InvalidRequestError, TemplateError
+from modeld.template_facts import TemplateFacts
 from modeld.thinking import ThinkLevel
 from modeld.types import (
     EndPart,
@@ -106,9 +109,9 @@ def test_thinking_levels_reach_the_template() -> None:
         "high": "True high",
         "xhigh": "True high",
     }
-    assert template.facts.thinking
-    assert template.facts.effort
-    assert not template.facts.opens_thinking
+    facts = template.facts
+    assert (facts.thinking, facts.thinking_switch, facts.opens_thinking) == (True, True, False)
+    assert facts.efforts == ("low", "medium", "high")
 
 
 @pytest.mark.parametrize(
@@ -135,30 +138,24 @@ def test_with_thinking_on_the_answer_begins_in_thinking(tiny: ChatTemplate) -> N
 
 def test_tiny_shows_what_it_can_do(tiny: ChatTemplate) -> None:
     assert tiny.facts == TemplateFacts(
-        default=False,
-        tools=True,
-        thinking=True,
-        effort=False,
+        source="rendered",
+        name="model",
         system=True,
+        tools=True,
+        tool_results=True,
         parallel_tool_calls=True,
+        thinking=True,
+        thinking_switch=True,
         opens_thinking=True,
     )
-    assert (tiny.arguments_form, tiny.name) == ("string", "model")
+    assert (tiny.form, tiny.name) == (Form(switches=("enable_thinking",)), "model")
     assert tiny.digest == sha256(SOURCE.encode()).hexdigest()
 
 
 def test_a_model_without_a_template_gets_chatml_and_says_so() -> None:
-    default = ChatTemplate("", engine_default=True)
-    assert (default.name, default.source) == ("default", CHATML)
-    assert default.facts == TemplateFacts(
-        default=True,
-        tools=False,
-        thinking=False,
-        effort=False,
-        system=True,
-        parallel_tool_calls=False,
-        opens_thinking=False,
-    )
+    default = ChatTemplate("")
+    assert (default.name, default.source) == ("chatml", CHATML)
+    assert default.facts == TemplateFacts(source="default", name="chatml", system=True)
     assert default.render([SYSTEM, USER], add_generation_prompt=True) == (
         f"<|im_start|>system\nBe brief.<|im_end|>\n{USER_TEXT}<|im_start|>assistant\n"
     )
@@ -185,7 +182,7 @@ CALL_LOOP = "{% for m in messages %}{% for c in m.tool_calls or [] %}%s{% endfor
 )
 def test_arguments_are_given_in_the_form_the_template_writes_well(body: str, form: str, expected: str) -> None:
     template = ChatTemplate(CALL_LOOP.replace("%s", body))
-    assert template.arguments_form == form
+    assert template.form.arguments == form
     assert template.render([USER, Message("assistant", tool_calls=(OSLO,))], add_generation_prompt=False) == expected
 
 
@@ -238,3 +235,83 @@ def test_the_template_s_own_message_reaches_the_caller() -> None:
     with pytest.raises(TemplateError, match="roles must alternate") as caught:
         template.render([SYSTEM], add_generation_prompt=True)
     assert caught.value.details["reason"] == "roles must alternate"
+
+
+NAMED = [
+    {"name": "default", "template": "plain"},
+    {"name": "tool_use", "template": "{{ tools | length }} tools"},
+    {"name": "rag", "template": "{{ documents | length }} documents"},
+]
+
+
+def test_the_template_with_the_right_name_is_taken() -> None:
+    config = {"chat_template": NAMED, "bos_token": {"content": "<s>", "special": True}, "eos_token": None}
+    template = ChatTemplate.from_tokenizer_config(config)
+    assert template.render([USER], add_generation_prompt=True) == "plain"
+    assert template.render([USER], [WEATHER], add_generation_prompt=True) == "1 tools"
+    assert template.render([USER], documents=[{"text": "x"}], add_generation_prompt=True) == "1 documents"
+    assert template.render([USER], [WEATHER], documents=[{"text": "x"}], add_generation_prompt=True) == "1 tools"
+    assert template.source == "plain\n{{ tools | length }} tools\n{{ documents | length }} documents"
+
+
+def test_a_tokenizer_config_holds_one_text_or_none() -> None:
+    config = {"chat_template": "{{ bos_token }}|{{ eos_token }}", "bos_token": "<s>", "eos_token": {"content": "</s>"}}
+    assert ChatTemplate.from_tokenizer_config(config).render([USER], add_generation_prompt=True) == "<s>|</s>"
+    assert ChatTemplate.from_tokenizer_config({}).name == "chatml"
+
+
+@pytest.mark.parametrize(
+    "shape", [3, {"name": 4}, [{"name": "default"}], [{"template": "x"}], [["default", "x"]], ["x"], NAMED[1:]]
+)
+def test_a_tokenizer_config_of_another_shape_is_refused(shape: object) -> None:
+    with pytest.raises(TemplateError):
+        ChatTemplate.from_tokenizer_config({"chat_template": shape})
+
+
+def test_content_comes_in_parts_where_the_template_walks_through_it() -> None:
+    template = ChatTemplate(
+        "{% for m in messages %}{% for p in m.content %}[{{ p.type }}: {{ p.text }}]{% endfor %}{% endfor %}"
+    )
+    assert template.form.content == "parts"
+    assert template.render([SYSTEM, USER], add_generation_prompt=True) == f"[text: Be brief.][text: {USER.content}]"
+
+
+def test_a_message_that_only_calls_has_no_content_where_the_template_asks_for_that() -> None:
+    template = ChatTemplate(
+        "{% for m in messages %}{% if m.content is none %}{% for c in m.tool_calls %}{{ c.function.name }}"
+        "({{ c.function.arguments }}){% endfor %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    assert template.form.silent is None
+    calls = Message("assistant", tool_calls=(OSLO,))
+    assert template.render([calls, SYSTEM], add_generation_prompt=True) == 'get_weather({"city":  "Oslo"})Be brief.'
+
+
+def test_only_a_last_answer_can_be_continued(tiny: ChatTemplate) -> None:
+    for messages in ([], [USER], [USER, Message("assistant", tool_calls=(OSLO,))]):
+        with pytest.raises(InvalidRequestError, match="continued"):
+            tiny.render(messages, add_generation_prompt=False, continue_final_message=True)
+    with pytest.raises(InvalidRequestError, match="continued"):
+        tiny.render([USER, Message("assistant", "x")], add_generation_prompt=True, continue_final_message=True)
+    with pytest.raises(TemplateError, match="leaves the last answer out"):
+        ChatTemplate("{{ messages[0].content }}").render(
+            [USER, Message("assistant", "x")], add_generation_prompt=False, continue_final_message=True
+        )
+
+
+def test_levels_of_effort_are_those_that_differ() -> None:
+    source = "{% if reasoning_effort == 'high' %}H{% else %}L{% endif %}{% if enable_thinking %}T{% endif %}"
+    assert ChatTemplate(source).facts.efforts == ("low", "high")
+    assert ChatTemplate(source.replace("high", "no")).facts.efforts == ()
+
+
+@pytest.mark.parametrize("name", ["enable_thinking", "thinking", "reasoning"])
+def test_the_switch_is_the_variable_that_changes_the_prompt(name: str) -> None:
+    template = ChatTemplate("{{ messages[0].content }}{% if " + name + " is defined %}{{ " + name + " }}{% endif %}")
+    assert template.form.switches == (name,)
+    assert template.render([USER], think="off", add_generation_prompt=True) == f"{USER.content}False"
+    assert template.render([USER], think="low", add_generation_prompt=True) == f"{USER.content}True"
+
+
+def test_the_clock_is_the_caller_s() -> None:
+    template = ChatTemplate("{{ strftime_now('%d %b %Y') }}", clock=lambda: datetime(2024, 7, 26))
+    assert template.render([USER], add_generation_prompt=True) == "26 Jul 2024"

@@ -42,6 +42,7 @@ from modeld.engine.protocol import (
 from modeld.errors import EngineCrashedError, EngineProtocolError
 from modeld.node.node import Node, NodeConfig
 from modeld.session import Manifest
+from modeld.template_facts import TemplateFacts
 from modeld.types import DecodeOptions, Message, TextPart
 
 GOOD: list[Request | Reply] = [
@@ -57,7 +58,9 @@ GOOD: list[Request | Reply] = [
     Held(1, 2, 3),
     State(1, b"x"),
     Load("p", "n", "d", 1, 1),
-    Ready(Manifest(engine="e", engine_build="b", model_digest="m", template_digest="t"), 1, 1, True, True),
+    Ready(
+        Manifest(engine="e", engine_build="b", model_digest="m", template_digest="t"), 1, 1, TemplateFacts(tools=True)
+    ),
     Parts(4, 0, (TextPart("x"),), 1),
     Done(4, 1, encode_result(None)),
 ]

@@ -15,6 +15,7 @@ from modeld.session.values import SessionConfig
 
 if TYPE_CHECKING:
     from modeld.session.values import InstalledModel, ModelDescription, NodeStatus, Plan
+    from modeld.template_facts import TemplateFacts
 
 
 def models(backend: BackendOption = "", data_root: DataRootOption = None, as_json: JsonOption = False) -> int:
@@ -128,9 +129,6 @@ def _model_row(model: InstalledModel) -> tuple[str, ...]:
 def _model_facts(model: ModelDescription) -> list[tuple[str, str]]:
     from modeld.node.capacity import human_bytes
 
-    can = [
-        word for word, so in (("chat", model.has_template), ("tools", model.tools), ("thinking", model.thinking)) if so
-    ]
     return [
         ("model", f"{model.name}{' (loaded)' if model.resident else ''}"),
         ("file", model.path),
@@ -140,7 +138,37 @@ def _model_facts(model: ModelDescription) -> list[tuple[str, str]]:
         ("trained window", f"{model.context_length:,} tokens"),
         ("sliding window", f"{model.sliding_window:,} tokens" if model.sliding_window else ""),
         ("vocabulary", f"{model.vocabulary:,} tokens"),
-        ("can", ", ".join(can)),
+        *_template_facts(model.template),
+    ]
+
+
+def _template_facts(facts: TemplateFacts) -> list[tuple[str, str]]:
+    known = {
+        "rendered": "the model's own; what it can do was seen in what it renders",
+        "declared": "the model's own; never loaded here, so this is only what its text mentions",
+        "default": f"{facts.name}, the default: the model brings none",
+    }
+    can = {
+        "chat": facts.source != "default",
+        "system messages": facts.system,
+        "tools": facts.tools,
+        "parallel calls": facts.parallel_tool_calls,
+        "tool results": facts.tool_results,
+        "documents": facts.documents,
+        "thinking": facts.thinking,
+    }
+    thinking = [
+        "can be switched off" if facts.thinking_switch else "cannot be switched off",
+        f"effort {', '.join(facts.efforts)}" if facts.efforts else "",
+        "opened in the prompt" if facts.opens_thinking else "",
+        f"{facts.thinking_history.replace('_', ' ')} in history",
+    ]
+    seen = facts.thinking and facts.source == "rendered"
+    return [
+        ("template", known[facts.source]),
+        ("can", ", ".join(word for word, so in can.items() if so)),
+        ("thinking", "; ".join(part for part in thinking if part) if seen else ""),
+        ("arguments", "as objects" if facts.object_arguments else ""),
     ]
 
 

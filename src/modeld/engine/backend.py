@@ -6,6 +6,7 @@ is one class that satisfies :class:`Backend`, and an entry in :func:`modeld.engi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from typing import Protocol
 
@@ -77,6 +78,8 @@ class Backend(Vocabulary, Protocol):
 
     template_source: str
     """The model's chat template; empty where it brings none."""
+    named_templates: Mapping[str, str]
+    """Those for a purpose, by name: ``tool_use``, ``rag``. Mostly none."""
     bos: str
     eos: str
     add_bos: bool

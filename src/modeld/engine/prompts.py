@@ -187,6 +187,11 @@ class Prompts:
         for feature, wanted in missing.items():
             if wanted:
                 raise NotSupportedError(f"the chat template of this model takes no {feature}", feature=feature)
+        if think == "off" and facts.thinking and not facts.thinking_switch:
+            levels = f"; its levels are {', '.join(facts.efforts)}" if facts.efforts else ""
+            raise NotSupportedError(
+                f"the chat template of this model has no switch that turns thinking off{levels}", feature="think"
+            )
 
     def _plan(self, job: Job, prompt: Prompt, stage: str, *, logits: bool) -> None:
         session = job.session

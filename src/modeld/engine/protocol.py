@@ -20,6 +20,7 @@ from msgspec import Struct
 from modeld.errors import EngineProtocolError, InvalidRequestError, ModeldError, error_from_code
 from modeld.session.manifest import Manifest
 from modeld.session.values import ModelRef, Overflow, SessionClass, SessionConfig
+from modeld.template_facts import TemplateFacts
 from modeld.thinking import ThinkLevel
 from modeld.types import DecodeOptions, Message, ReuseReason, StreamPart, Tool
 
@@ -243,8 +244,7 @@ class Ready(Struct, frozen=True, tag="ready"):
     manifest: Manifest
     window: int
     cells: int
-    tools: bool
-    thinking: bool
+    template: TemplateFacts
     warnings: tuple[str, ...] = ()
 
 

@@ -88,7 +88,8 @@ def _load(
 
     backend: Backend = runtime.load(request)
     control.bind(backend)
-    template = ChatTemplate(backend.template_source, bos=backend.bos, eos=backend.eos)
+    sources = {"default": backend.template_source, **backend.named_templates}
+    template = ChatTemplate(sources, bos=backend.bos, eos=backend.eos)
     manifest = Manifest(
         engine=name,
         engine_build=runtime.build,
@@ -100,8 +101,8 @@ def _load(
         kv_layout=backend.kv_layout,
     )
     facts = template.facts
-    warnings = ("the model brings no chat template; ChatML is used",) if facts.default else ()
-    send(Ready(manifest, request.window, request.cells, facts.tools, facts.thinking, warnings))
+    warnings = ("the model brings no chat template; ChatML is used",) if facts.source == "default" else ()
+    send(Ready(manifest, request.window, request.cells, facts, warnings))
     prompts = Prompts(backend, template, request.window)
     return Scheduler(backend, request, manifest, prompts, send, inbox, control)
 

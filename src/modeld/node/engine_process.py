@@ -329,6 +329,8 @@ class EngineProcess(asyncio.Protocol):
                 if not self.hello.done():
                     self.hello.set_result(frame)
             case Ready():
+                for warning in frame.warnings:
+                    log.warning("engine %d: %s", self.pid, warning)
                 if not self.ready.done():
                     self.ready.set_result(frame)
 

@@ -28,6 +28,7 @@ from modeld.errors import (
 from modeld.node.capacity import AUTO_CELLS, MemoryState, disk_budget, free_memory, make_plan, ram_budget, require
 from modeld.node.device import DeviceKeeper
 from modeld.node.engine_process import EngineProcess, EngineStream, start_engine
+from modeld.node.facts_book import FactsBook, declared
 from modeld.node.session import Bound, NodeSession, RequestMaker
 from modeld.node.session_keeper import SessionKeeper
 from modeld.node.sessions import SessionRecord, SessionRegistry, kept_tokens
@@ -48,6 +49,7 @@ from modeld.session.values import (
     SessionInfo,
     SnapshotInfo,
 )
+from modeld.template_facts import TemplateFacts
 from modeld.types import EndPart
 
 SEQUENCES = 64
@@ -110,6 +112,7 @@ class Node:
         self._slot = Slot(self._load, self._slot_changed, config.idle_ttl)
         self._registry = SessionRegistry()
         self._keeper = SessionKeeper(config.data_root / "sessions", self._registry)
+        self._facts = FactsBook(config.data_root)
         self._leases = DeviceKeeper(config.data_root, instance_id, epoch)
         self._devices: tuple[Device, ...] | None = None
         self._started = time.monotonic()
@@ -148,7 +151,7 @@ class Node:
         else:
             plan = await self._plan(want, await self._known_devices(model.type))
         header = model.header
-        template = header.chat_template if header else ""
+        facts = resident.ready.template if here and resident is not None else await self._template_facts(model)
         return ModelDescription(
             name=model.name,
             type=model.type,
@@ -162,12 +165,19 @@ class Node:
             context_length=header.context_length if header else FAKE_CELLS,
             sliding_window=header.sliding_window if header else 0,
             vocabulary=header.vocabulary if header else 0x110000,
-            has_template=bool(template) or header is None,
-            tools=resident.ready.tools if here and resident else "tools" in template,
-            thinking=resident.ready.thinking if here and resident else "enable_thinking" in template,
+            has_template=facts.source != "default",
+            tools=facts.tools,
+            thinking=facts.thinking,
             resident=here,
             plan=plan,
+            template=facts,
         )
+
+    async def _template_facts(self, model: ResolvedModel) -> TemplateFacts:
+        if model.header is None:
+            return TemplateFacts(source="declared")
+        seen = await asyncio.to_thread(self._facts.of, model.digest)
+        return seen or declared(model.header.chat_template)
 
     async def models(self) -> list[InstalledModel]:
         """See :meth:`modeld.session.ModelService.models`."""
@@ -489,6 +499,7 @@ class Node:
         except BaseException:
             await engine.stop()
             raise
+        await asyncio.to_thread(self._facts.learn, want.model.digest, ready.template)
         return Residency(want.model, plan, ready, hello, engine, generation, ram, disk if ram else 0)
 
     async def _plan(self, want: Want, devices: tuple[Device, ...]) -> Plan:

@@ -170,6 +170,8 @@ def listed(installed: InstalledModel, description: ModelDescription | None = Non
         meta = _meta(description)
         known = ("context_length", "can_chat", "can_stream", "can_prompt", "can_think", "digest", *meta)
         facts = dict.fromkeys(known, "probed")
+        if description.template.source == "declared":
+            facts |= {"can_think": "declared", "tools": "declared"}
     elif error:
         meta = {"error": error}
         facts = dict.fromkeys(("can_chat", "can_stream", "can_prompt", *meta), "probed")

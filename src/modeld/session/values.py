@@ -9,6 +9,7 @@ from msgspec import Struct, structs
 
 from modeld.errors import InvalidRequestError
 from modeld.session.manifest import Manifest, Segment
+from modeld.template_facts import TemplateFacts
 from modeld.types import Receipt, ReuseReason, ReuseStop
 
 SlotState = Literal["empty", "loading", "ready", "unloading", "failed"]
@@ -161,6 +162,8 @@ class ModelDescription(Struct, frozen=True, kw_only=True):
     """What a model is and how it would run here, read without loading it.
 
     :param context_length: the window it was trained for, in tokens.
+    :param template: what its chat template can do: rendered once the model was resident, before that what its text
+        mentions. ``tools`` and ``thinking`` say the same.
     """
 
     name: str
@@ -180,6 +183,7 @@ class ModelDescription(Struct, frozen=True, kw_only=True):
     thinking: bool = False
     resident: bool = False
     plan: Plan
+    template: TemplateFacts = TemplateFacts(source="declared")
 
 
 class InstalledModel(Struct, frozen=True, kw_only=True):

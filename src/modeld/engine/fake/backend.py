@@ -19,6 +19,7 @@ import hashlib
 import os
 import time
 import zlib
+from collections.abc import Mapping
 
 from modeld.engine.backend import Slice, StepResult
 from modeld.engine.fake.settings import fake_settings
@@ -74,6 +75,7 @@ class FakeBackend:
     """
 
     template_source = TEMPLATE
+    named_templates: Mapping[str, str] = {}
     bos = ""
     eos = END
     add_bos = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from modeld.engine.backend import Slice, StepResult
@@ -12,6 +13,9 @@ from modeld.engine.llama.sampler import LlamaSampler
 from modeld.engine.protocol import Load
 from modeld.errors import ModelLoadError
 from modeld.types import DecodeOptions
+
+TEMPLATE_NAMES = ("tool_use", "rag")
+"""A file may hold a chat template for each besides the one that is for all."""
 
 
 def shares_parts(native: Any, model: Any) -> bool:
@@ -52,8 +56,9 @@ class LlamaBackend:
             self.piece(token).decode("utf-8", "replace") if token >= 0 else ""
             for token in (native.llama_vocab_bos(self._vocab), native.llama_vocab_eos(self._vocab))
         )
-        template = native.llama_model_chat_template(model, None)
-        self.template_source = "" if template is None else template.decode("utf-8", "replace")
+        self.template_source = self._template(None)
+        named = {name: self._template(name.encode()) for name in TEMPLATE_NAMES}
+        self.named_templates: Mapping[str, str] = {name: source for name, source in named.items() if source}
         self.tokenizer_digest = self._tokenizer_digest()
         # Others may throw text away before they look at it.
         known = native.llama_vocab_type(self._vocab) in (native.LLAMA_VOCAB_TYPE_SPM, native.LLAMA_VOCAB_TYPE_BPE)
@@ -71,6 +76,10 @@ class LlamaBackend:
             self._context, self._n.ggml_abort_callback(address), ctypes.cast(flag, ctypes.c_void_p)
         )
         return flag
+
+    def _template(self, name: bytes | None) -> str:
+        template = self._n.llama_model_chat_template(self._model, name)
+        return "" if template is None else template.decode("utf-8", "replace")
 
     def _tokenizer_digest(self) -> str:
         native, vocab = self._n, self._vocab

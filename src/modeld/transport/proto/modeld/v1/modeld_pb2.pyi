@@ -797,7 +797,7 @@ class Plan(_message.Message):
     def __init__(self, fits: _Optional[bool] = ..., context: _Optional[int] = ..., cells: _Optional[int] = ..., max_context: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., kv_type: _Optional[str] = ..., weights: _Optional[int] = ..., kv: _Optional[int] = ..., overhead: _Optional[int] = ..., required: _Optional[int] = ..., free: _Optional[int] = ..., reserve: _Optional[int] = ..., usable: _Optional[int] = ..., device: _Optional[str] = ..., gpu_layers: _Optional[int] = ..., reason: _Optional[str] = ..., alternatives: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelDescription(_message.Message):
-    __slots__ = ("name", "type", "digest", "path", "size", "architecture", "quantization", "parameters", "layers", "context_length", "sliding_window", "vocabulary", "has_template", "tools", "thinking", "resident", "plan")
+    __slots__ = ("name", "type", "digest", "path", "size", "architecture", "quantization", "parameters", "layers", "context_length", "sliding_window", "vocabulary", "has_template", "tools", "thinking", "resident", "plan", "template")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -815,6 +815,7 @@ class ModelDescription(_message.Message):
     THINKING_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     name: str
     type: str
     digest: str
@@ -832,7 +833,38 @@ class ModelDescription(_message.Message):
     thinking: bool
     resident: bool
     plan: Plan
-    def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., size: _Optional[int] = ..., architecture: _Optional[str] = ..., quantization: _Optional[str] = ..., parameters: _Optional[int] = ..., layers: _Optional[int] = ..., context_length: _Optional[int] = ..., sliding_window: _Optional[int] = ..., vocabulary: _Optional[int] = ..., has_template: _Optional[bool] = ..., tools: _Optional[bool] = ..., thinking: _Optional[bool] = ..., resident: _Optional[bool] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ...) -> None: ...
+    template: TemplateFacts
+    def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., size: _Optional[int] = ..., architecture: _Optional[str] = ..., quantization: _Optional[str] = ..., parameters: _Optional[int] = ..., layers: _Optional[int] = ..., context_length: _Optional[int] = ..., sliding_window: _Optional[int] = ..., vocabulary: _Optional[int] = ..., has_template: _Optional[bool] = ..., tools: _Optional[bool] = ..., thinking: _Optional[bool] = ..., resident: _Optional[bool] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., template: _Optional[_Union[TemplateFacts, _Mapping]] = ...) -> None: ...
+
+class TemplateFacts(_message.Message):
+    __slots__ = ("source", "name", "system", "tools", "tool_results", "parallel_tool_calls", "object_arguments", "documents", "thinking", "thinking_switch", "efforts", "opens_thinking", "thinking_history")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SYSTEM_FIELD_NUMBER: _ClassVar[int]
+    TOOLS_FIELD_NUMBER: _ClassVar[int]
+    TOOL_RESULTS_FIELD_NUMBER: _ClassVar[int]
+    PARALLEL_TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
+    OBJECT_ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    THINKING_FIELD_NUMBER: _ClassVar[int]
+    THINKING_SWITCH_FIELD_NUMBER: _ClassVar[int]
+    EFFORTS_FIELD_NUMBER: _ClassVar[int]
+    OPENS_THINKING_FIELD_NUMBER: _ClassVar[int]
+    THINKING_HISTORY_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    name: str
+    system: bool
+    tools: bool
+    tool_results: bool
+    parallel_tool_calls: bool
+    object_arguments: bool
+    documents: bool
+    thinking: bool
+    thinking_switch: bool
+    efforts: _containers.RepeatedScalarFieldContainer[str]
+    opens_thinking: bool
+    thinking_history: str
+    def __init__(self, source: _Optional[str] = ..., name: _Optional[str] = ..., system: _Optional[bool] = ..., tools: _Optional[bool] = ..., tool_results: _Optional[bool] = ..., parallel_tool_calls: _Optional[bool] = ..., object_arguments: _Optional[bool] = ..., documents: _Optional[bool] = ..., thinking: _Optional[bool] = ..., thinking_switch: _Optional[bool] = ..., efforts: _Optional[_Iterable[str]] = ..., opens_thinking: _Optional[bool] = ..., thinking_history: _Optional[str] = ...) -> None: ...
 
 class InstalledModel(_message.Message):
     __slots__ = ("name", "type", "path", "size", "modified", "bundled", "resident", "error")

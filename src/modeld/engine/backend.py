@@ -6,12 +6,14 @@ is one class that satisfies :class:`Backend`, and an entry in :func:`modeld.engi
 
 from __future__ import annotations
 
+from array import array
 from enum import Enum
-from typing import Protocol
+from typing import Literal, Protocol
 
 from msgspec import Struct
 
 from modeld.engine.protocol import Device, Load
+from modeld.session.text_values import Pooling
 from modeld.types import DecodeOptions
 
 
@@ -58,6 +60,24 @@ class Vocabulary(Protocol):
         ...
 
 
+class Lexicon(Vocabulary, Protocol):
+    """What a model knows of text without its weights."""
+
+    template_source: str
+    """The model's chat template; empty where it brings none."""
+    bos: str
+    eos: str
+    add_bos: bool
+    tokenizer_digest: str
+    vocabulary: int
+    """Token ids are below it."""
+    shares: bool
+    """Any beginning of a sequence can be shared, and any end of one forgotten. Without it only whole sequences can.
+    Always true where nothing is computed."""
+
+    def close(self) -> None: ...
+
+
 class Sampler(Protocol):
     """Chooses tokens for one stream."""
 
@@ -68,21 +88,11 @@ class Sampler(Protocol):
     def close(self) -> None: ...
 
 
-class Backend(Vocabulary, Protocol):
+class Backend(Lexicon, Protocol):
     """A resident model."""
 
-    template_source: str
-    """The model's chat template; empty where it brings none."""
-    bos: str
-    eos: str
-    add_bos: bool
-    tokenizer_digest: str
-    vocabulary: int
-    """Token ids are below it."""
     kv_layout: str
     """What decides the bytes of KV besides :attr:`Load.kv_type`; part of the manifest."""
-    shares: bool
-    """Any beginning of a sequence can be shared, and any end of one forgotten. Without it only whole sequences can."""
     grows: bool
     """Each token takes one of :attr:`Load.cells`. Without it a sequence is a state of one size."""
 
@@ -134,7 +144,30 @@ class Backend(Vocabulary, Protocol):
         """Called before a step that may be aborted, and after it."""
         ...
 
-    def close(self) -> None: ...
+
+class Embedder(Lexicon, Protocol):
+    """A model that makes vectors. It holds nothing from one batch to the next."""
+
+    pooling: Pooling
+    """How the vectors of an input's tokens become one. ``rank``: they become scores, the first is the input's."""
+    pooling_source: Literal["model", "default"]
+    dimensions: int
+    """Numbers of a vector; of a model that ranks, scores of an input."""
+    window: int
+    """Tokens of one input, and of a batch, at most."""
+    sequences: int
+    """Inputs of a batch at most."""
+
+    def compute(self, inputs: list[list[int]]) -> list[array[float]]:
+        """One vector for each input, as the model gives it.
+
+        :raises EngineError: the native library refused, or what it computed is no number.
+        """
+        ...
+
+    def pair(self, query: str, document: str) -> list[int]:
+        """Tokens of a query and a document as a model that ranks wants them."""
+        ...
 
 
 class Runtime(Protocol):
@@ -148,4 +181,12 @@ class Runtime(Protocol):
 
         :raises ModelLoadError: it could not be loaded.
         """
+        ...
+
+    def embedder(self, request: Load) -> Embedder:
+        """Load the model for vectors, on the processor. :raises ModelLoadError: it could not be loaded."""
+        ...
+
+    def lexicon(self, request: Load) -> Lexicon:
+        """Load the model without its weights. :raises ModelLoadError: it could not be loaded."""
         ...

@@ -157,6 +157,10 @@ class Embedder(Lexicon, Protocol):
     """Tokens of one input, and of a batch, at most."""
     sequences: int
     """Inputs of a batch at most."""
+    before: list[int]
+    """What the tokeniser puts before every text."""
+    behind: list[int]
+    """What it puts behind every text."""
 
     def compute(self, inputs: list[list[int]]) -> list[array[float]]:
         """One vector for each input, as the model gives it.

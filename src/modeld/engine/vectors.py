@@ -99,11 +99,10 @@ def _check_vectors(request: Embed, embedder: Embedder, model: str) -> None:
 
 
 def _embed(request: Embed, embedder: Embedder, model: str) -> Steps:
-    around = _around(embedder)
     items: list[_Item] = []
     seen = 0
     for index, one in enumerate(request.inputs):
-        items.append(_item(one, index, embedder, around, request.overflow))
+        items.append(_item(one, index, embedder, request.overflow))
         seen += len(one.text) + len(one.tokens)
         if seen >= _SLICE:
             seen = 0
@@ -168,23 +167,21 @@ def _compute(items: list[_Item], embedder: Embedder) -> Iterator[array[float] | 
         yield from embedder.compute(batch)
 
 
-def _item(
-    one: EmbedInput, index: int, embedder: Embedder, around: tuple[list[int], list[int]], overflow: InputOverflow
-) -> _Item:
+def _item(one: EmbedInput, index: int, embedder: Embedder, overflow: InputOverflow) -> _Item:
     """The pieces of an input that are to be computed.
 
-    :param around: what the model wants before and behind a text. :raises ContextOverflowError: it does not fit.
+    :raises ContextOverflowError: it does not fit.
     """
+    before, behind = embedder.before, embedder.behind
     if one.tokens:
         check_tokens(one.tokens, embedder, f"input {index}")
-        ids, around = list(one.tokens), ([], [])
+        ids, before, behind = list(one.tokens), [], []
     else:
         ids = embedder.tokenize(one.text.encode("utf-8", "replace"), add_special=True)
     if not ids:
         raise InvalidRequestError(f"input {index} has no tokens: leave it out", parameter="inputs", index=index)
     if len(ids) <= embedder.window:
         return _Item(len(ids), [ids], [1])
-    before, behind = around
     inner = ids[len(before) : len(ids) - len(behind)]
     room = embedder.window - len(before) - len(behind)
     if overflow == "error" or room < 1:
@@ -221,14 +218,6 @@ def _too_long(what: str, index: int, tokens: int, window: int, policies: str) ->
         additional=tokens,
         window=window,
     )
-
-
-def _around(embedder: Embedder) -> tuple[list[int], list[int]]:
-    """The tokens that the tokeniser puts before and behind every text."""
-    bare = embedder.tokenize(b"a", add_special=False)
-    whole = embedder.tokenize(b"a", add_special=True)
-    at = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), 0)
-    return whole[:at], whole[at + len(bare) :]
 
 
 def _mean(vectors: list[array[float]], weights: list[int]) -> array[float]:

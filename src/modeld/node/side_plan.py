@@ -18,7 +18,7 @@ SIDE_SEQUENCES: Final = 64
 
 _PROCESS_BYTES: Final = 64 << 20
 _VOCABULARY_BYTES: Final = 192
-_EXACT_TOKENS: Final = 2048
+EXACT_TOKENS: Final = 2048
 """As in ``engine/llama/embedder.py``: up to here all scores of an attention are in memory at once."""
 
 
@@ -75,7 +75,7 @@ def _made(window: int, weights: int, kv: int, overhead: int, memory: MemoryState
     return Plan(
         fits=required <= usable,
         context=window,
-        cells=window,
+        cells=padded(window),
         max_context=window,
         kv_bytes_per_token=kv // window if window else 0,
         kv_type="f16",
@@ -95,8 +95,9 @@ def _overhead(header: GGUFHeader, window: int) -> int:
     Scores are counted twice, as they are and as they become.
     """
     heads = max(header.head_count, default=0)
+    window = padded(window)
     logits = 4 * header.vocabulary * window if header.writes_text else 0
-    scores = 2 * 4 * heads * window * padded(window) if window <= _EXACT_TOKENS else 0
+    scores = 2 * 4 * heads * window * window if window <= EXACT_TOKENS else 0
     row = 3 * header.embedding_length + heads * header.key_length + 2 * header.number("feed_forward_length")
     row += header.number("expert_used_count") * 2 * header.number("expert_feed_forward_length")
     return _PROCESS_BYTES + 2 * _VOCABULARY_BYTES * header.vocabulary + logits + scores + 4 * 4 * row * window

@@ -32,6 +32,8 @@ class FakeEmbedder(FakeLexicon):
         self.pooling: Pooling = fake_pooling(request.name)
         self.dimensions = 1 if self.pooling == "rank" else DIMENSIONS
         self.window = request.window
+        self.before: list[int] = []
+        self.behind: list[int] = []
         self.sequences = request.sequences
 
     def compute(self, inputs: list[list[int]]) -> list[array[float]]:

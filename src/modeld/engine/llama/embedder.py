@@ -44,6 +44,7 @@ class LlamaEmbedder(LlamaLexicon):
         stateful = native.llama_model_is_recurrent(model) or native.llama_model_is_hybrid(model)
         self.sequences = 1 if stateful else sequences
         self._batch = native.llama_batch_init(window, 0, 1)
+        self.before, self.behind = self._around()
         self._prompt = native.llama_model_chat_template(model, b"rerank")
 
     def compute(self, inputs: list[list[int]]) -> list[array[float]]:
@@ -74,9 +75,10 @@ class LlamaEmbedder(LlamaLexicon):
         return vector
 
     def pair(self, query: str, document: str) -> list[int]:
-        """The model's own form where its file has one; else both with the token that ends a text between them.
+        """The model's own form where its file has one; else both texts with what the vocabulary wants around them.
 
-        As llama.cpp's server does it, so that scores can be compared.
+        That is what llama.cpp's server makes, and what ends a text behind the document also where only the tokeniser
+        says so: a BERT reads ``[CLS] query [SEP] document [SEP]``.
         """
         if self._prompt is not None:
             form = self._prompt.decode("utf-8", "replace")
@@ -93,7 +95,13 @@ class LlamaEmbedder(LlamaLexicon):
         first, second = (
             self.tokenize(text.encode("utf-8", "replace"), add_special=False) for text in (query, document)
         )
-        return begin + first + ends + separator + second + ends
+        return begin + first + ends + separator + second + self.behind
+
+    def _around(self) -> tuple[list[int], list[int]]:
+        bare = self.tokenize(b"a", add_special=False)
+        whole = self.tokenize(b"a", add_special=True)
+        at = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), 0)
+        return whole[:at], whole[at + len(bare) :]
 
     def close(self) -> None:
         """Free batch, context and weights."""

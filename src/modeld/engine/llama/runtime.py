@@ -147,8 +147,9 @@ class LlamaRuntime:
         from modeld.engine.llama.embedder import EXACT_TOKENS
 
         params = self.native.llama_context_default_params()
-        # The vectors of an input are pooled within one piece of a batch, so the longest must be one.
-        params.n_ctx = params.n_batch = params.n_ubatch = request.window
+        # The vectors of an input are pooled within one piece of a batch, so the longest must be one. A size that is no
+        # multiple of the sequences ends the process (GGML_ASSERT in build_pooling): cells are padded.
+        params.n_ctx = params.n_batch = params.n_ubatch = request.cells
         params.n_seq_max = request.sequences
         params.n_threads = params.n_threads_batch = request.threads or default_threads()
         params.embeddings = True

@@ -56,14 +56,16 @@ async def test_embedding_and_counting_beside_a_warm_session_evict_nothing(world:
 
 
 async def test_a_thousand_texts_get_the_vectors_they_get_alone(world: World) -> None:
+    # The way in changes nothing of the batches, and a state is computed for one text at a time.
+    count = 1000 if world.way == "in-process" and world.engine.shares else 100
     draw = random.Random(5)
     words = [*world.engine.asks, "a", "river", "stone", "\N{SNOWMAN}"]
-    texts = [" ".join(draw.choices(words, k=draw.randint(1, 9))) for _ in range(1000)]
+    texts = [" ".join(draw.choices(words, k=draw.randint(1, 9))) for _ in range(count)]
     whole = await embed(world, texts)
     vectors = whole.vectors
-    assert len(vectors) == len(whole.items) == 1000
+    assert len(vectors) == len(whole.items) == count
     assert {len(vector) for vector in vectors} == {whole.dimensions}
-    order = draw.sample(range(1000), 1000)
+    order = draw.sample(range(count), count)
     shuffled = (await embed(world, [texts[at] for at in order])).vectors
     assert max(apart(vectors[at], shuffled[n]) for n, at in enumerate(order)) < 1e-5
     for at in order[:40]:

@@ -125,9 +125,9 @@ def _model_row(model: InstalledModel) -> tuple[str, ...]:
 def _model_facts(model: ModelDescription) -> list[tuple[str, str]]:
     from modeld.node.capacity import human_bytes
 
-    can = [
-        word for word, so in (("chat", model.has_template), ("tools", model.tools), ("thinking", model.thinking)) if so
-    ]
+    chats = model.generates and model.has_template
+    known = (("chat", chats), ("tools", model.tools), ("thinking", model.thinking), ("vectors", model.embeds))
+    can = [word for word, so in (*known, ("rerank", model.pooling == "rank")) if so]
     return [
         ("model", f"{model.name}{' (loaded)' if model.resident else ''}"),
         ("file", model.path),

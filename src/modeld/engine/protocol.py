@@ -32,7 +32,7 @@ CREDIT = 512
 """Tokens a stream may be ahead of its reader."""
 
 RESIDENT_TEXT = 64 * 2**10
-"""Bytes of text that a resident engine counts. It takes it 16 ms to tokenise so much, and all streams wait."""
+"""Bytes of text that a resident engine counts: so much took it 12 ms (21,000 tokens of tiny), and all streams wait."""
 
 _HEADER = struct.Struct(">I")
 _UNREADABLE = (msgspec.MsgspecError, ModeldError, ValueError, OverflowError, RecursionError)

@@ -13,7 +13,9 @@ import pytest
 from modeld.errors import CapacityError, EngineCrashedError, LeaseLostError, NodeError, NotSupportedError
 from modeld.node import node as node_module
 from modeld.node import texts as texts_module
+from modeld.node.backends import ConfiguredBackend
 from modeld.node.capacity import MemoryState, make_plan, reserve_bytes
+from modeld.node.gateway import Gateway
 from modeld.node.gguf import read_header
 from modeld.node.node import Node, NodeConfig
 from modeld.node.side_plan import embed_plan, vocabulary_plan
@@ -93,13 +95,15 @@ async def test_a_cancelled_call_ends_between_batches_and_a_short_one_does_not_wa
 
 
 async def test_it_ends_when_it_was_idle_and_comes_back(tmp_path: Path) -> None:
-    node = Node(NodeConfig(data_root=tmp_path, allow_fake=True, idle_ttl=0.3))
+    node = Node(NodeConfig(data_root=tmp_path, allow_fake=True, idle_ttl=0.5))
     try:
         first = await node.embed("fake", ["text"])
+        embeds = await side(node)
         await node.tokenize("fake", "text")
-        for found in (await side(node), await side(node, "vocabulary")):
+        for found in (await side(node, "vocabulary"), embeds):
             assert found is not None
             await gone(found.pid)
+        assert (await node.status()).sides == ()
         assert (await node.embed("fake", ["text"])).data == first.data
     finally:
         await node.aclose()
@@ -221,3 +225,17 @@ async def test_a_document_that_is_too_long_is_refused_or_cut(node: Node) -> None
         await node.rerank(ref, "red", ["x"], overflow="chunk")
     with pytest.raises(Exception, match="no number"):
         await node.embed("fake", ["!nan"])
+
+
+async def test_the_gateway_embeds_with_a_model_of_the_node(node: Node, tmp_path: Path) -> None:
+    async def service() -> Node:
+        return node
+
+    gateway = Gateway(tmp_path, service)
+    await gateway.register_backend(ConfiguredBackend(name="box", type="llama"))
+    (tiny,) = await gateway.list_models("box")
+    assert (tiny.capabilities.can_embed, tiny.evidence["can_embed"]) == (True, "probed")
+    through = await gateway.embed("box", "tiny", ["Hello!", "Bye."], dimensions=3)
+    direct = await node.embed("tiny", ["Hello!", "Bye."], dimensions=3)
+    assert (through.vectors, through.model, through.usage) == (direct.vectors, "tiny", direct.usage)
+    await gateway.aclose()

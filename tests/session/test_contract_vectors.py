@@ -218,6 +218,18 @@ async def test_a_long_text_is_counted_beside_a_stream(world: World) -> None:
     assert {len(count.tokens) for count in await counts} == {len(world.engine.tokenize(text))}
 
 
+async def test_a_cancelled_call_ends_its_work_whatever_the_way(world: World) -> None:
+    slow = "fake:delay=0.002"
+    await world.service.embed(slow, ["x"])
+    with pytest.raises(TimeoutError):
+        # All of it takes 40 s, a batch one.
+        await asyncio.wait_for(world.service.embed(slow, ["x" * 100] * 200), 0.3)
+    async with asyncio.timeout(10):
+        assert len((await world.another.embed(slow, ["y" * 100] * 4)).items) == 4
+        # Nobody is before this one in the next turn any more.
+        assert len((await world.another.embed(slow, ["y"])).items) == 1
+
+
 async def test_a_model_that_is_not_there_is_the_same_error_for_every_call(world: World) -> None:
     service = world.service
     for call in (

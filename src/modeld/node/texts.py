@@ -148,7 +148,7 @@ class TextCalls:
             await side.slot.unload()
 
     async def status(self) -> tuple[SideStatus, ...]:
-        """The engines that run or that failed."""
+        """The engines that run."""
         found = []
         for side in self._sides:
             if (resident := side.slot.resident) is not None:

@@ -21,7 +21,9 @@ from modeld.engine.protocol import (
     Cancel,
     Credit,
     Decode,
+    Detokenize,
     Done,
+    Embed,
     Fork,
     FrameReader,
     Held,
@@ -30,18 +32,21 @@ from modeld.engine.protocol import (
     Parts,
     Prefix,
     Ready,
+    Render,
     Reply,
     Request,
+    Rerank,
     Settle,
     State,
     Suffix,
+    Tokenize,
     Turn,
     encode,
     encode_result,
 )
 from modeld.errors import EngineCrashedError, EngineProtocolError
 from modeld.node.node import Node, NodeConfig
-from modeld.session import Manifest
+from modeld.session import EmbedInput, Manifest
 from modeld.template_facts import TemplateFacts
 from modeld.types import DecodeOptions, Message, TextPart
 
@@ -53,6 +58,11 @@ GOOD: list[Request | Reply] = [
     Turn(4, 1, (Message("user", "hi"),), DecodeOptions(stop=("a",))),
     Fork(5, 1, 2),
     Settle(6, 1.0),
+    Embed(7, (EmbedInput("a"), EmbedInput(tokens=(1, 2))), True, 3, "chunk"),
+    Rerank(8, "q", ("a", "b"), "truncate"),
+    Tokenize(9, "text", False),
+    Detokenize(10, (1, 2)),
+    Render(11, (Message("user", "hi"),), (), "high", False),
     Cancel(4),
     Credit(4, 10),
     Held(1, 2, 3),

@@ -7,7 +7,7 @@ import re
 from msgspec import structs
 
 from modeld.chat.template import ChatTemplate
-from modeld.engine.fake.backend import END, START
+from modeld.engine.fake.lexicon import END, START
 from modeld.engine.prompts import Prompts
 from modeld.engine.protocol import (
     Cancel,

@@ -19,7 +19,8 @@ from modeld.chat.template import ChatTemplate
 from modeld.engine.backend import Slice, StepResult
 from modeld.engine.checkpoints import Checkpoints
 from modeld.engine.control import Control
-from modeld.engine.fake.backend import END, START, TEMPLATE, FakeBackend
+from modeld.engine.fake.backend import FakeBackend
+from modeld.engine.fake.lexicon import END, START, TEMPLATE
 from modeld.engine.prompts import Prompts
 from modeld.engine.protocol import (
     Cancel,

@@ -373,7 +373,9 @@ def test_text_that_is_neither_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["bert", "clip"])
-def test_a_model_that_writes_no_text_is_listed_with_the_reason(root: Path, architecture: str) -> None:
+def test_a_model_that_writes_no_text_is_found_and_a_projector_is_listed_with_the_reason(
+    root: Path, architecture: str
+) -> None:
     path = root / "models" / "encoder.gguf"
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(512)
@@ -382,13 +384,19 @@ def test_a_model_that_writes_no_text_is_listed_with_the_reason(root: Path, archi
     writer.add_head_count(1)
     if architecture == "bert":
         writer.add_causal_attention(False)
+        writer.add_pooling_type(gguf.PoolingType.CLS)
     writer.add_tensor("token_embd.weight", np.ones((32, 32), dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     store = ModelStore(root)
-    with pytest.raises(InvalidModelError, match="makes vectors, not text"):
-        store.resolve(ModelRef("encoder"))
     (listed,) = [model for model in store.list() if model.name == "encoder"]
-    assert "makes vectors" in listed.error
+    if architecture == "bert":
+        header = store.resolve(ModelRef("encoder")).header
+        assert header is not None
+        assert (header.writes_text, header.pooling, listed.error) == (False, "cls", "")
+        return
+    with pytest.raises(InvalidModelError, match="does nothing alone"):
+        store.resolve(ModelRef("encoder"))
+    assert "does nothing alone" in listed.error

@@ -23,7 +23,6 @@ from modeld import (
     NodeNotRunningError,
     NodeStaleError,
     NodeUnreachableError,
-    NotSupportedError,
 )
 from modeld.node.node import NodeConfig
 from modeld.node.record import probe
@@ -89,7 +88,8 @@ def test_flags_follow_the_owners_life_and_dial_nobody(root: Path, monkeypatch: p
         with monkeypatch.context() as patch:
             patch.setattr(socket, "socket", blocked)
             assert flags(provider) == {True}
-            assert (provider.can_embed, provider.can_vision, provider.can_think) == (False, False, False)
+            assert (provider.can_embed, provider.can_vision, provider.can_think) == (True, False, False)
+            assert not provider_of("openvino").can_embed
             assert flags(provider_of("openvino")) == {False}
     finally:
         child.send_signal(signal.SIGKILL)
@@ -106,13 +106,10 @@ async def test_without_a_node_the_reason_says_how_to_start_one(root: Path) -> No
         reason = wire.unavailable(wire.model("tiny"), "chat")
         assert isinstance(reason, NodeNotRunningError)
         assert "modeld serve" in reason.message
-        assert wire.unavailable(wire.model("tiny"), "embed") is None
         provider = WireCatalog(wire).provider_for("tiny")
-        for connect in (provider.chat_client, provider.stream_client, provider.prompt_client):
+        for connect in (provider.chat_client, provider.stream_client, provider.prompt_client, provider.embed_client):
             with pytest.raises(NodeNotRunningError, match="modeld serve"):
                 await connect()
-        with pytest.raises(NotSupportedError):
-            await provider.embed_client()
 
 
 async def test_a_client_from_better_days_says_that_no_node_runs(root: Path) -> None:
@@ -197,8 +194,13 @@ async def test_a_backend_named_local_is_registered_listed_and_called(root: Path,
         joined = await (await (await provider.stream_client()).stream(ASK, **GREEDY)).join()
         assert joined.text == result.text
         assert await (await provider.prompt_client()).prompt("", 0, "Count to 5.") == result.text
-        with pytest.raises(NotSupportedError):
-            await provider.embed_client()
+        embedder = await provider.embed_client()
+        one, two = await embedder.embed(["Hello!", "Count to 5."])
+        assert (len(one), len(two)) == (128, 128)
+        assert sum(a * a for a in one) == pytest.approx(1)
+        assert await embedder.embed("Hello!", dimensions=4) == pytest.approx(
+            [a / sum(b * b for b in one[:4]) ** 0.5 for a in one[:4]], abs=1e-5
+        )
     await daemon.stop()
 
 

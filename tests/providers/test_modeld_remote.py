@@ -19,7 +19,6 @@ from modeld import (
     ModelNotFoundError,
     ModelRef,
     NodeUnreachableError,
-    NotSupportedError,
     TextPart,
     TLSRequiredError,
     TokenWrongError,
@@ -141,7 +140,7 @@ async def test_the_remote_nodes_models_are_described(elsewhere: Elsewhere) -> No
     assert (provider.can_chat, provider.can_prompt, provider.can_embed, provider.can_vision) == (
         True,
         True,
-        False,
+        True,
         False,
     )
     assert provider.context_length == tiny.context_length > 0
@@ -149,8 +148,8 @@ async def test_the_remote_nodes_models_are_described(elsewhere: Elsewhere) -> No
     assert (result.model, result.usage.source) == ("tiny", "counted")
     with pytest.raises(ModelError, match=r"bad\.gguf"):
         await daemon.provider_for("there", bad).chat_client()
-    with pytest.raises(NotSupportedError):
-        await provider.embed_client()
+    embedded = await (await provider.embed_client()).embed_result(["Hello!", "Bye."])
+    assert (len(embedded.vectors), embedded.model, embedded.usage.source) == (2, "tiny", "counted")
     await daemon.stop()
 
 

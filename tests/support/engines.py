@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from modeld.chat.template import ChatTemplate
-from modeld.engine.fake.backend import TEMPLATE
+from modeld.engine.fake.lexicon import TEMPLATE
 from modeld.session import ModelRef
 from modeld.types import Message, Receipt, Tool
 

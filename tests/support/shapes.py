@@ -61,15 +61,17 @@ class _Tiny:
 
 
 @cache
-def _tiny() -> _Tiny:
+def tiny_parts() -> _Tiny:
+    """Read once."""
     return _Tiny()
 
 
-def _finish(writer: gguf.GGUFWriter, tensors: dict[str, Matrix]) -> None:
+def write_tensors(writer: gguf.GGUFWriter, tensors: dict[str, Matrix], kind: type[Any] = np.float16) -> None:
+    """Write the file that ``writer`` has begun; matrices are of ``kind``."""
     for name, values in tensors.items():
         # Kernels and everything with one axis are used in 32 bits.
         wide = values.ndim == 1 or "conv" in name.split(".")[-2] or name.endswith("ssm_a")
-        writer.add_tensor(name, values.astype(np.float32 if wide else np.float16))
+        writer.add_tensor(name, values.astype(np.float32 if wide else kind))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -78,7 +80,7 @@ def _finish(writer: gguf.GGUFWriter, tensors: dict[str, Matrix]) -> None:
 
 def write_windowed(path: Path) -> None:
     """Tiny as a Mellum: mixtures of one expert each are plain, and two of the layers have a window."""
-    writer = _tiny().begin(
+    writer = tiny_parts().begin(
         path,
         "mellum",
         embedding_length=WIDTH,
@@ -96,7 +98,7 @@ def write_windowed(path: Path) -> None:
     writer.add_array("mellum.attention.sliding_window_pattern", [True, False, True, False])
     writer.add_rope_freq_base(10000.0)
     tensors = {}
-    for name, values in _tiny().tensors.items():
+    for name, values in tiny_parts().tensors.items():
         if ".ffn_" in name and "norm" not in name:
             tensors[name.replace(".weight", "_exps.weight")] = values[None]
         else:
@@ -104,13 +106,13 @@ def write_windowed(path: Path) -> None:
     tensors["output.weight"] = tensors["token_embd.weight"]
     for layer in range(LAYERS):
         tensors[f"blk.{layer}.ffn_gate_inp.weight"] = np.ones((1, WIDTH), np.float32)
-    _finish(writer, tensors)
+    write_tensors(writer, tensors)
 
 
 def write_hybrid(path: Path) -> None:
     """Tiny as an LFM2: a convolution with a state before its first layer, and one in the middle."""
     order = ["conv", 0, 1, "conv", 2, 3]
-    writer = _tiny().begin(
+    writer = tiny_parts().begin(
         path,
         "lfm2",
         embedding_length=PAD,
@@ -124,7 +126,7 @@ def write_hybrid(path: Path) -> None:
     writer.add_array("lfm2.attention.head_count_kv", [0 if kind == "conv" else KV_HEADS for kind in order])
     writer.add_rope_freq_base(10000.0)
     random = np.random.default_rng(0)
-    tiny = _tiny().tensors
+    tiny = tiny_parts().tensors
     tensors = {
         "token_embd.weight": _padded(tiny["token_embd.weight"], columns=True),
         "token_embd_norm.weight": _norm(tiny["output_norm.weight"]),
@@ -143,7 +145,7 @@ def write_hybrid(path: Path) -> None:
             elif values.ndim == 2:
                 values = _padded(values, columns=True)
             tensors[f"{block}.{name}.weight"] = values
-    _finish(writer, tensors)
+    write_tensors(writer, tensors)
 
 
 def _padded(values: Matrix, *, columns: bool) -> Matrix:
@@ -172,7 +174,7 @@ def _convolution(block: str, random: np.random.Generator) -> dict[str, Matrix]:
 
 def write_recurrent(path: Path) -> None:
     """A Mamba of two random layers with tiny's tokenizer and embedding."""
-    writer = _tiny().begin(
+    writer = tiny_parts().begin(
         path,
         "mamba",
         embedding_length=WIDTH,
@@ -185,7 +187,7 @@ def write_recurrent(path: Path) -> None:
         ssm__time_step_rank=RANK,
     )
     random = np.random.default_rng(0)
-    tensors = {name: _tiny().tensors[name] for name in ("token_embd.weight", "output_norm.weight")}
+    tensors = {name: tiny_parts().tensors[name] for name in ("token_embd.weight", "output_norm.weight")}
     # With rows of its own for the output; those of the input would say the same token again.
     tensors["output.weight"] = random.permutation(tensors["token_embd.weight"])
     for layer in range(2):
@@ -202,7 +204,7 @@ def write_recurrent(path: Path) -> None:
             f"{block}.ssm_d": np.ones(INNER),
             f"{block}.ssm_out.weight": random.standard_normal((WIDTH, INNER)) * 0.1,
         }
-    _finish(writer, tensors)
+    write_tensors(writer, tensors)
 
 
 SHAPES: dict[str, Callable[[Path], None]] = {"windowed": write_windowed, "hybrid": write_hybrid}

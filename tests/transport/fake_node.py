@@ -7,8 +7,9 @@ somebody else's. ``--endless``: streams send one part and wait to be cancelled.
 from __future__ import annotations
 
 import asyncio
+import struct
 import sys
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,18 +22,24 @@ from modeld.node.record import socket_path
 from modeld.session import (
     AuditReport,
     ContextReport,
+    EmbeddedItem,
+    Embeddings,
     InstalledModel,
     ModelDescription,
     ModelRef,
     NodeStatus,
     Plan,
     PrefixStatus,
+    Ranking,
+    RenderedPrompt,
     SessionConfig,
     SessionHandle,
     SessionInfo,
     SnapshotInfo,
     SuffixStatus,
+    TokenList,
 )
+from modeld.session.text_values import embed_inputs, rank_documents
 from modeld.types import (
     ChatResult,
     DecodeOptions,
@@ -220,7 +227,7 @@ class FakeSession:
 class FakeService:
     """Tests set ``script``, ``failure``, ``generation`` and ``batching``, and read ``streams`` and ``closed``.
 
-    ``overflows``: what the calls said of a full window.
+    ``overflows``: what the calls said of a full window. ``asked``: what the calls without a session were about.
     With ``epoch`` set it refuses to go on from what a handle of another owner left behind.
     """
 
@@ -235,6 +242,7 @@ class FakeService:
         self.overflows: list[tuple[bool | None, bool | None]] = []
         self.closed: list[FakeStream] = []
         self.closing = asyncio.Event()
+        self.asked: list[object] = []
 
     def answer(self) -> None:
         if self.failure is not None:
@@ -279,6 +287,40 @@ class FakeService:
     async def unload(self, *, generation: int = 0) -> NodeStatus:
         self.answer()
         return await self.status()
+
+    async def embed(
+        self, ref: ModelRef | str, inputs: Iterable[str], *, dimensions: int | None = None, **_: object
+    ) -> Embeddings:
+        self.answer()
+        found = embed_inputs(inputs)
+        self.asked.append(found)
+        size = dimensions or 2
+        items = tuple(EmbeddedItem(tokens=3, used=2, chunks=2) for _ in found)
+        data = struct.pack(f"<{size * len(found)}f", *(0.5 for _ in range(size * len(found))))
+        return Embeddings(
+            model="m", data=data, dimensions=size, items=items, usage=Usage(input=2), pooling="cls", normalized=False
+        )
+
+    async def rerank(self, ref: ModelRef | str, query: str, documents: Iterable[str], **_: object) -> Ranking:
+        self.answer()
+        found = rank_documents(query, documents)
+        self.asked.append(found)
+        return Ranking(model="m", scores=(0.5,), order=(0,), items=(), usage=Usage())
+
+    async def tokenize(self, ref: ModelRef | str, text: str, *, add_special: bool = True) -> TokenList:
+        self.answer()
+        self.asked.append(text)
+        return TokenList(model="m", tokens=(1, int(add_special)))
+
+    async def detokenize(self, ref: ModelRef | str, tokens: Sequence[int]) -> bytes:
+        self.answer()
+        self.asked.append(tokens)
+        return b"\xff"
+
+    async def render(self, ref: ModelRef | str, messages: Sequence[Message], **_: object) -> RenderedPrompt:
+        self.answer()
+        self.asked.append(messages)
+        return RenderedPrompt(model="m", text="t", tokens=(1,), template="default")
 
     async def status(self) -> NodeStatus:
         self.answer()

@@ -11,7 +11,7 @@ import pytest
 
 from modeld.errors import StaleEpochError, StaleGenerationError
 from modeld.node.node import Node, NodeConfig
-from modeld.session import ModelRef, SessionConfig, SessionHandle
+from modeld.session import EmbedInput, ModelRef, SessionConfig, SessionHandle
 from modeld.transport.convert import to_bytes
 from modeld.transport.errors import from_rpc
 from modeld.transport.methods import (
@@ -19,6 +19,7 @@ from modeld.transport.methods import (
     METHODS,
     CancelRequest,
     DecodeRequest,
+    DetokenizeRequest,
     Empty,
     EnsurePrefixRequest,
     ForkRequest,
@@ -28,12 +29,16 @@ from modeld.transport.methods import (
     ModelRequest,
     PrefillSuffixRequest,
     RemoveSessionRequest,
+    RenderRequest,
+    RerankRequest,
     RestoreRequest,
     SessionRequest,
     SnapshotChunk,
     SnapshotRequest,
+    TokenizeRequest,
     TurnRequest,
     UnloadRequest,
+    VectorsRequest,
 )
 from modeld.types import DecodeOptions, Message
 
@@ -63,6 +68,11 @@ FENCED = {
     "ListSessions": False,
     "Audit": False,
     "Describe": False,
+    "Embed": False,
+    "Rerank": False,
+    "Tokenize": False,
+    "Detokenize": False,
+    "Render": False,
     "Explain": False,
     "ListSnapshots": False,
     "ExportSnapshot": False,
@@ -73,6 +83,11 @@ REQUESTS = {
     LoadRequest: LoadRequest(ref=ModelRef("tiny")),
     UnloadRequest: UnloadRequest(),
     ModelRequest: ModelRequest(ref=ModelRef("tiny")),
+    VectorsRequest: VectorsRequest(ref=ModelRef("tiny"), inputs=(EmbedInput("text"),)),
+    RerankRequest: RerankRequest(ref=ModelRef("tiny"), query="q", documents=("d",)),
+    TokenizeRequest: TokenizeRequest(ref=ModelRef("tiny"), text="text"),
+    DetokenizeRequest: DetokenizeRequest(ref=ModelRef("tiny"), tokens=(1,)),
+    RenderRequest: RenderRequest(ref=ModelRef("tiny"), messages=(Message("user", "hi"),)),
     EnsurePrefixRequest: EnsurePrefixRequest(handle=HANDLE),
     PrefillSuffixRequest: PrefillSuffixRequest(handle=HANDLE),
     DecodeRequest: DecodeRequest(handle=HANDLE),

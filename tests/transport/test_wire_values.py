@@ -15,6 +15,7 @@ from msgspec import Struct, inspect
 
 import modeld.repository.values
 import modeld.session.manifest
+import modeld.session.text_values
 import modeld.session.values
 import modeld.types
 from modeld.errors import InvalidRequestError
@@ -44,6 +45,7 @@ VALUES = sorted(
         for module in (
             modeld.types,
             modeld.session.values,
+            modeld.session.text_values,
             modeld.session.manifest,
             modeld.repository.values,
             methods,

@@ -19,6 +19,7 @@ from modeld.cli.service import install_service
 from modeld.cli.sessions import sessions
 from modeld.cli.talk import chat
 from modeld.cli.token import token
+from modeld.cli.vectors import embed, tokens
 from modeld.cli.version import version
 from modeld.cli.who import who
 
@@ -33,7 +34,7 @@ app = typer.Typer(
 )
 
 _COMMANDS: tuple[Callable[..., int], ...] = (
-    *(serve, run, chat, status, ps, who, models, describe, load, unload, stop),
+    *(serve, run, chat, status, ps, who, models, describe, load, unload, embed, tokens, stop),
     *(token, install_service, doctor, version),
 )
 

@@ -129,6 +129,8 @@ def _model_row(model: InstalledModel) -> tuple[str, ...]:
 def _model_facts(model: ModelDescription) -> list[tuple[str, str]]:
     from modeld.node.capacity import human_bytes
 
+    pooled = f"by {model.pooling}" if model.pooling else "by mean"
+    makes = ((f"yes, {pooled}", model.embeds), ("no: it scores documents for a question", model.pooling == "rank"))
     return [
         ("model", f"{model.name}{' (loaded)' if model.resident else ''}"),
         ("file", model.path),
@@ -138,7 +140,8 @@ def _model_facts(model: ModelDescription) -> list[tuple[str, str]]:
         ("trained window", f"{model.context_length:,} tokens"),
         ("sliding window", f"{model.sliding_window:,} tokens" if model.sliding_window else ""),
         ("vocabulary", f"{model.vocabulary:,} tokens"),
-        *_template_facts(model.template),
+        *(_template_facts(model.template) if model.generates else ()),
+        ("vectors", ", ".join(word for word, so in makes if so)),
     ]
 
 

@@ -164,6 +164,10 @@ def _status_facts(node: NodeStatus) -> list[tuple[str, str]]:
             "engine",
             f"process {engine.pid}, {engine.backend}, {human_bytes(engine.rss)}, {engine.build}" if engine else "",
         ),
+        *(
+            (side.task, f"{side.model}, process {side.pid}, {side.backend}, {human_bytes(side.rss)}")
+            for side in node.sides
+        ),
         ("sessions", f"{node.sessions}, {node.active} active"),
         ("last used", f"{duration(node.idle_seconds)} ago{leaves}" if node.model else ""),
         ("last error", node.last_error),

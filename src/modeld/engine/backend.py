@@ -6,13 +6,15 @@ is one class that satisfies :class:`Backend`, and an entry in :func:`modeld.engi
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from enum import Enum
-from typing import Protocol
+from typing import Literal, Protocol
 
 from msgspec import Struct
 
 from modeld.engine.protocol import Device, Load
+from modeld.session.text_values import Pooling
 from modeld.types import DecodeOptions
 
 
@@ -63,18 +65,8 @@ class Vocabulary(Protocol):
         ...
 
 
-class Sampler(Protocol):
-    """Chooses tokens for one stream."""
-
-    def sample(self, row: int) -> int:
-        """A token from the logits of the last step's ``row``-th slice that wanted them."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class Backend(Vocabulary, Protocol):
-    """A resident model."""
+class Lexicon(Vocabulary, Protocol):
+    """What a model knows of text without its weights."""
 
     template_source: str
     """The model's chat template; empty where it brings none."""
@@ -86,10 +78,28 @@ class Backend(Vocabulary, Protocol):
     tokenizer_digest: str
     vocabulary: int
     """Token ids are below it."""
+    shares: bool
+    """Any beginning of a sequence can be shared, and any end of one forgotten. Without it only whole sequences can.
+    Always true where nothing is computed."""
+
+    def close(self) -> None: ...
+
+
+class Sampler(Protocol):
+    """Chooses tokens for one stream."""
+
+    def sample(self, row: int) -> int:
+        """A token from the logits of the last step's ``row``-th slice that wanted them."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Backend(Lexicon, Protocol):
+    """A resident model."""
+
     kv_layout: str
     """What decides the bytes of KV besides :attr:`Load.kv_type`; part of the manifest."""
-    shares: bool
-    """Any beginning of a sequence can be shared, and any end of one forgotten. Without it only whole sequences can."""
     grows: bool
     """Each token takes one of :attr:`Load.cells`. Without it a sequence is a state of one size."""
 
@@ -141,7 +151,34 @@ class Backend(Vocabulary, Protocol):
         """Called before a step that may be aborted, and after it."""
         ...
 
-    def close(self) -> None: ...
+
+class Embedder(Lexicon, Protocol):
+    """A model that makes vectors. It holds nothing from one batch to the next."""
+
+    pooling: Pooling
+    """How the vectors of an input's tokens become one. ``rank``: they become scores, the first is the input's."""
+    pooling_source: Literal["model", "default"]
+    dimensions: int
+    """Numbers of a vector; of a model that ranks, scores of an input."""
+    window: int
+    """Tokens of one input, and of a batch, at most."""
+    sequences: int
+    """Inputs of a batch at most."""
+    before: list[int]
+    """What the tokeniser puts before every text."""
+    behind: list[int]
+    """What it puts behind every text."""
+
+    def compute(self, inputs: list[list[int]]) -> list[array[float]]:
+        """One vector for each input, as the model gives it.
+
+        :raises EngineError: the native library refused, or what it computed is no number.
+        """
+        ...
+
+    def pair(self, query: str, document: str) -> list[int]:
+        """Tokens of a query and a document as a model that ranks wants them."""
+        ...
 
 
 class Runtime(Protocol):
@@ -155,4 +192,12 @@ class Runtime(Protocol):
 
         :raises ModelLoadError: it could not be loaded.
         """
+        ...
+
+    def embedder(self, request: Load) -> Embedder:
+        """Load the model for vectors, on the processor. :raises ModelLoadError: it could not be loaded."""
+        ...
+
+    def lexicon(self, request: Load) -> Lexicon:
+        """Load the model without its weights. :raises ModelLoadError: it could not be loaded."""
         ...

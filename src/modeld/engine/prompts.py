@@ -10,7 +10,7 @@ from msgspec import structs
 
 from modeld.chat.parser import OutputParser, Syntax
 from modeld.chat.template import ChatTemplate
-from modeld.engine.backend import Backend
+from modeld.engine.backend import Lexicon
 from modeld.engine.explain import stopped
 from modeld.engine.job import Job
 from modeld.engine.overflow import SHARE, Shown, announce, shorten, show
@@ -30,7 +30,7 @@ and all streams wait."""
 class Prompts:
     """Renders with the model's own template and its own tokeniser."""
 
-    def __init__(self, backend: Backend, template: ChatTemplate, window: int) -> None:
+    def __init__(self, backend: Lexicon, template: ChatTemplate, window: int) -> None:
         self._backend = backend
         self._template = template
         self._window = window
@@ -71,6 +71,15 @@ class Prompts:
                 self._continue(job)
             case other:
                 raise AssertionError(other)
+
+    def render(
+        self, messages: tuple[Message, ...], tools: tuple[Tool, ...], think: ThinkLevel, *, generate: bool
+    ) -> Prompt:
+        """A conversation as a new session's first prompt.
+
+        :raises ModeldError: as :meth:`prepare`.
+        """
+        return self._render(EngineSession(0), Shown(messages), tools, think, generate=generate)
 
     def _fit(
         self,

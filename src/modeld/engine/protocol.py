@@ -12,13 +12,14 @@ but parts that were ready, and the end.
 from __future__ import annotations
 
 import struct
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from modeld.errors import EngineProtocolError, InvalidRequestError, ModeldError, error_from_code
 from modeld.session.manifest import Manifest
+from modeld.session.text_values import EmbedInput, InputOverflow, Pooling
 from modeld.session.values import ModelRef, Overflow, SessionClass, SessionConfig
 from modeld.template_facts import TemplateFacts
 from modeld.thinking import ThinkLevel
@@ -31,9 +32,15 @@ MAX_STATE = 32 * 2**20
 CREDIT = 512
 """Tokens a stream may be ahead of its reader."""
 
+RESIDENT_TEXT = 64 * 2**10
+"""Bytes of text that a resident engine counts: so much took it 12 ms (21,000 tokens of tiny), and all streams wait."""
+
 _HEADER = struct.Struct(">I")
 _UNREADABLE = (msgspec.MsgspecError, ModeldError, ValueError, OverflowError, RecursionError)
 """What decoding raises; msgspec lets the UnicodeDecodeError of a tag through."""
+
+
+Task = Literal["generate", "embed", "vocabulary"]
 
 
 class Load(Struct, frozen=True, tag="load"):
@@ -45,6 +52,8 @@ class Load(Struct, frozen=True, tag="load"):
     :param ram: bytes of main memory for KV that leaves the engine; 0: it is lost.
     :param disk: bytes of files for KV that leaves main memory; 0, or ``ram`` 0: none are written or read.
     :param kv_folder: where those files lie; made when the first is written.
+    :param task: ``embed``: for vectors of inputs up to ``window`` tokens; ``vocabulary``: without weights, to count.
+        Neither knows sessions.
     """
 
     path: str
@@ -60,6 +69,7 @@ class Load(Struct, frozen=True, tag="load"):
     ram: int = 0
     disk: int = 0
     kv_folder: str = ""
+    task: Task = "generate"
 
 
 class Open(Struct, frozen=True, tag="open"):
@@ -198,6 +208,50 @@ class Audit(Struct, frozen=True, tag="audit"):
     id: int
 
 
+class Embed(Struct, frozen=True, tag="embed"):
+    """:meth:`modeld.session.ModelService.embed`, to an engine that was loaded for it."""
+
+    id: int
+    inputs: tuple[EmbedInput, ...]
+    normalize: bool = True
+    dimensions: int | None = None
+    overflow: InputOverflow = "error"
+
+
+class Rerank(Struct, frozen=True, tag="rerank"):
+    """:meth:`modeld.session.ModelService.rerank`, to an engine that was loaded for vectors."""
+
+    id: int
+    query: str
+    documents: tuple[str, ...]
+    overflow: InputOverflow = "error"
+
+
+class Tokenize(Struct, frozen=True, tag="tokenize"):
+    """:meth:`modeld.session.ModelService.tokenize`; answered between two steps, one of these at a time."""
+
+    id: int
+    text: str
+    add_special: bool = True
+
+
+class Detokenize(Struct, frozen=True, tag="detokenize"):
+    """:meth:`modeld.session.ModelService.detokenize`, likewise."""
+
+    id: int
+    tokens: tuple[int, ...]
+
+
+class Render(Struct, frozen=True, tag="render"):
+    """:meth:`modeld.session.ModelService.render`, likewise."""
+
+    id: int
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    think: ThinkLevel = "auto"
+    generate: bool = True
+
+
 class Cancel(Struct, frozen=True, tag="cancel"):
     """End request ``id`` at the next step border, or inside a step where the backend can."""
 
@@ -212,7 +266,9 @@ class Credit(Struct, frozen=True, tag="credit"):
 
 
 SessionRequest = Prefix | Suffix | Decode | Turn | Explain | Snapshot | Restore | Fork | Forget
-Request = Load | Open | SessionRequest | Kept | Settle | Audit | Cancel | Credit
+TextRequest = Tokenize | Detokenize | Render
+VectorRequest = Embed | Rerank
+Request = Load | Open | SessionRequest | TextRequest | VectorRequest | Kept | Settle | Audit | Cancel | Credit
 
 
 class Device(Struct, frozen=True, omit_defaults=True):
@@ -239,13 +295,20 @@ class Hello(Struct, frozen=True, tag="hello"):
 
 
 class Ready(Struct, frozen=True, tag="ready"):
-    """The model is resident."""
+    """The model is resident.
+
+    :param dimensions: numbers of a vector, where it was loaded for vectors. :param pooling: how one is made of many.
+    :param pooling_source: ``default``: the model does not say how.
+    """
 
     manifest: Manifest
     window: int
     cells: int
     template: TemplateFacts
     warnings: tuple[str, ...] = ()
+    dimensions: int = 0
+    pooling: Pooling = "mean"
+    pooling_source: Literal["model", "default"] = "model"
 
 
 class Tape(Struct, frozen=True, omit_defaults=True):
@@ -362,6 +425,17 @@ def encode_request(request: Request) -> bytes:
     except (*_UNREADABLE, TypeError) as error:
         raise InvalidRequestError(f"the request cannot be sent: {error}") from error
     return data
+
+
+def request_size(request: Request) -> int:
+    """Bytes of a request as it crosses.
+
+    :raises InvalidRequestError: as :func:`encode_request`.
+    """
+    try:
+        return len(_encoder.encode(request))
+    except (*_UNREADABLE, TypeError) as error:
+        raise InvalidRequestError(f"the request cannot be sent: {error}") from error
 
 
 def encode_result(value: object) -> msgspec.Raw:

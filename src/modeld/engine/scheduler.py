@@ -29,11 +29,14 @@ from modeld.engine.pool import Pool
 from modeld.engine.progress import Heartbeat, Progress
 from modeld.engine.prompts import Prompts, close_answer, slide_under, what_left
 from modeld.engine.protocol import (
+    RESIDENT_TEXT,
     Audit,
     Cancel,
     Credit,
     Decode,
+    Detokenize,
     Done,
+    Embed,
     Explain,
     Failed,
     Forget,
@@ -42,11 +45,14 @@ from modeld.engine.protocol import (
     Load,
     Open,
     Parts,
+    Render,
     Reply,
     Request,
+    Rerank,
     Restore,
     Settle,
     Snapshot,
+    Tokenize,
     Turn,
     encode_result,
 )
@@ -55,6 +61,7 @@ from modeld.engine.room import Room
 from modeld.engine.session import EngineSession, shared_length
 from modeld.engine.snapshot_jobs import SnapshotJobs
 from modeld.engine.states import States
+from modeld.engine.texts import Texts
 from modeld.engine.tiers import open_tiers
 from modeld.engine.transfers import WAKE, Disk, Transfers
 from modeld.errors import CancelledError, CapacityError, EngineProtocolError, ModeldError, SessionFatalError
@@ -86,6 +93,7 @@ class Scheduler:
         inbox: queue.SimpleQueue[Request],
         control: Control,
     ) -> None:
+        self._texts = Texts(backend, prompts, load.name, send, limit=RESIDENT_TEXT)
         self._backend = backend
         self._load = load
         self._manifest = manifest
@@ -119,6 +127,7 @@ class Scheduler:
         self._take_requests()
         self._start_waiting()
         self._transfer()
+        self._texts.step()
         self._step()
         if self._active:
             self._housekeeping.beside()
@@ -130,7 +139,8 @@ class Scheduler:
             while not self._inbox.empty():
                 self._take(self._inbox.get())
             self._housekeeping.collect()
-            if self._admission.ready or self._transfers.ready or any(job.runnable for job in self._active):
+            ready = self._admission.ready or self._transfers.ready or self._texts.ready
+            if ready or any(job.runnable for job in self._active):
                 return
             for job in self._active:
                 self._flush(job)
@@ -148,6 +158,10 @@ class Scheduler:
         match request:
             case Load():
                 raise EngineProtocolError("this engine has its model already; another one needs another engine")
+            case Embed() | Rerank():
+                raise EngineProtocolError("this engine generates; vectors need another one")
+            case Tokenize() | Detokenize() | Render():
+                self._texts.add(request)
             case Open():
                 self._states.open(request)
             case Credit(id=id_, tokens=tokens):
@@ -180,7 +194,8 @@ class Scheduler:
                 if job.id == id_:
                     self._finish_cancelled(job)
                     return
-        # It ended while the cancel was on its way.
+        # It ended while the cancel was on its way, or only counts.
+        self._texts.drop(id_)
         self._control.forget(id_)
 
     def _administer(self, job: Job) -> None:

@@ -20,20 +20,25 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from modeld.engine.backend import Backend, Runtime
 from modeld.engine.control import Control
-from modeld.engine.protocol import Cancel, Failed, FrameReader, Hello, Load, Ready, Reply, Request, encode
+from modeld.engine.protocol import MAX_FRAME, Cancel, Failed, FrameReader, Hello, Load, Ready, Reply, Request, encode
 from modeld.engine.runtimes import load_runtime
 from modeld.errors import EngineProtocolError, ModelBusyError, ModeldError
 from modeld.session.manifest import Manifest
 
 if TYPE_CHECKING:
+    from modeld.engine.embedding import SideLoop
     from modeld.engine.scheduler import Scheduler
 
 EXIT_ORPHANED = 71
 EXIT_PROTOCOL = 76
 LOCK_SECONDS = 10.0
 """How long to wait for the engine before us to end. The kernel frees its lock at its death, even by SIGKILL."""
+
+NO_WINDOW = 2**31 - 1
 
 _PR_SET_PDEATHSIG = 1
 
@@ -65,11 +70,12 @@ def main(arguments: list[str] | None = None) -> int:
         request = inbox.get()
         if not isinstance(request, Load):
             raise EngineProtocolError(f"the first frame must be load, not {type(request).__name__}")
-        scheduler = _load(runtime, request, options.backend, send, inbox, control)
+        load = _load if request.task == "generate" else _load_side
+        loop = load(runtime, request, options.backend, send, inbox, control)
     except ModeldError as error:
         send(Failed(0, 0, error.code, error.message, error.details))
         return 1
-    scheduler.run()
+    loop.run()
     return 0
 
 
@@ -105,6 +111,45 @@ def _load(
     send(Ready(manifest, request.window, request.cells, facts, warnings))
     prompts = Prompts(backend, template, request.window)
     return Scheduler(backend, request, manifest, prompts, send, inbox, control)
+
+
+def _load_side(
+    runtime: Runtime,
+    request: Load,
+    name: str,
+    send: Callable[[Reply], None],
+    inbox: queue.SimpleQueue[Request],
+    control: Control,
+) -> SideLoop:
+    from modeld.chat.template import ChatTemplate
+    from modeld.engine.embedding import SideLoop
+    from modeld.engine.prompts import Prompts
+    from modeld.engine.texts import Texts
+
+    embedder = runtime.embedder(request) if request.task == "embed" else None
+    lexicon = embedder or runtime.lexicon(request)
+    sources = {"default": lexicon.template_source, **lexicon.named_templates}
+    template = ChatTemplate(sources, bos=lexicon.bos, eos=lexicon.eos)
+    manifest = Manifest(
+        engine=name,
+        engine_build=runtime.build,
+        model_digest=request.digest,
+        template_digest=template.digest,
+        tokenizer_digest=lexicon.tokenizer_digest,
+        add_bos=lexicon.add_bos,
+    )
+    ready = Ready(manifest, request.window, request.cells, template.facts)
+    if embedder is not None:
+        ready = structs.replace(
+            ready,
+            dimensions=embedder.dimensions,
+            pooling=embedder.pooling,
+            pooling_source=embedder.pooling_source,
+        )
+    send(ready)
+    # No window bounds what is counted here; its bytes are.
+    texts = Texts(lexicon, Prompts(lexicon, template, NO_WINDOW), request.name, send, limit=MAX_FRAME)
+    return SideLoop(embedder, texts, request.name, send, inbox)
 
 
 def _read(connection: socket.socket, inbox: queue.SimpleQueue[Request], control: Control) -> None:

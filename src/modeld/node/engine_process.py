@@ -9,8 +9,9 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 from modeld.engine.protocol import (
@@ -35,7 +36,9 @@ from modeld.engine.protocol import (
     Settle,
     State,
     Tape,
+    TextRequest,
     Turn,
+    VectorRequest,
     decode_result,
     encode,
     encode_request,
@@ -58,6 +61,8 @@ shape then decoded 2 tokens/s, and 77 with this. On an idle machine both did 250
 log = logging.getLogger("modeld.engine")
 
 T = TypeVar("T")
+
+Question = SessionRequest | TextRequest | VectorRequest | Kept | Settle | Audit
 
 
 class EngineListener(Protocol):
@@ -209,7 +214,7 @@ class EngineProcess(asyncio.Protocol):
         self.send(request)
         return await self.ready
 
-    async def call(self, request: SessionRequest | Kept | Settle | Audit, type_: type[T]) -> T:
+    async def call(self, request: Question, type_: type[T]) -> T:
         """Ask, and wait for the one answer. Cancelling the wait cancels the request.
 
         :raises ModeldError: what the engine raised, or :class:`EngineCrashedError`.
@@ -217,12 +222,12 @@ class EngineProcess(asyncio.Protocol):
         self._require_alive()
         return await self._ask(request, type_)
 
-    async def _ask(self, request: SessionRequest | Kept | Settle | Audit, type_: type[T]) -> T:
+    async def _ask(self, request: Question, type_: type[T]) -> T:
         data = encode_request(request)
         future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         self._calls[request.id] = future
         self._write(data)
-        if not isinstance(request, Kept | Settle | Audit):
+        if isinstance(request, SessionRequest):
             self._listener.asked(request)
         try:
             done = await future
@@ -410,7 +415,7 @@ class EngineProcess(asyncio.Protocol):
                 self._last_words.append(text[:1000])
                 log.info("engine %d: %s", self.pid, text)
 
-    async def run(self, backend: str, data_root: Path) -> None:
+    async def run(self, backend: str, lock: Path, environment: Mapping[str, str]) -> None:
         """Start the process and wait for its hello.
 
         :raises ModeldError: it could not start.
@@ -420,13 +425,13 @@ class EngineProcess(asyncio.Protocol):
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *("-m", "modeld.engine.worker", "--fd", str(theirs.fileno()), "--parent", str(os.getpid())),
-                *("--lock", str(data_root / "engine.lock"), "--backend", backend),
+                *("--lock", str(lock), "--backend", backend),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
                 pass_fds=(theirs.fileno(),),
                 # ggml would attach a debugger to itself on an assertion, and keep the dying process alive with it.
-                env={**_SPIN, **os.environ, "GGML_NO_BACKTRACE": "1"},
+                env={**_SPIN, **os.environ, "GGML_NO_BACKTRACE": "1", **environment},
             )
         except BaseException:
             ours.close()
@@ -444,15 +449,25 @@ class EngineProcess(asyncio.Protocol):
             await self.hello
 
 
-async def start_engine(listener: EngineListener, backend: str, data_root: Path, name: str) -> EngineProcess:
+async def start_engine(
+    listener: EngineListener,
+    backend: str,
+    data_root: Path,
+    name: str,
+    *,
+    lock: str = "engine.lock",
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> EngineProcess:
     """Start an engine process for the model ``name``.
 
+    :param lock: file of the data root that it holds while it lives: of those with one lock, one runs at a time.
+    :param environment: added to the node's own.
     :raises EngineCrashedError: it ended, or said nothing for :data:`START_SECONDS`.
     :raises ModeldError: what it said about why it cannot run.
     """
     engine = EngineProcess(listener, name)
     try:
-        await engine.run(backend, data_root)
+        await engine.run(backend, data_root / lock, environment)
     except TimeoutError:
         await engine.stop()
         raise EngineCrashedError(

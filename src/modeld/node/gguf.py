@@ -62,6 +62,9 @@ _FILE_TYPES: Final = {
 }  # fmt: skip
 
 
+_POOLINGS: Final = ("", "mean", "cls", "last", "rank")
+
+
 class Tensor(Struct, frozen=True, gc=False):
     """One row of the tensor table.
 
@@ -117,6 +120,11 @@ class GGUFHeader(Struct, frozen=True, kw_only=True):
     def writes_text(self) -> bool:
         """False for encoders (their attention is not causal) and for the projectors of vision models."""
         return self.architecture != "clip" and self.metadata.get(f"{self.architecture}.attention.causal", True) is True
+
+    @property
+    def pooling(self) -> str:
+        """How its vectors become one: ``mean``, ``cls``, ``last``, ``rank``; empty where the file does not say."""
+        return _POOLINGS[self.number("pooling_type")]
 
     @property
     def context_length(self) -> int:
@@ -441,6 +449,7 @@ _BOUNDS: Final = {
     "expert_feed_forward_length": (0, 1 << 24),
     "expert_used_count": (0, 1 << 16),
     "vocab_size": (0, 1 << 24),
+    "pooling_type": (0, 4),
     "full_attention_interval": (0, _MAX_LAYERS),
     "nextn_predict_layers": (0, _MAX_LAYERS),
     "attention.head_count": (0, 1 << 16),

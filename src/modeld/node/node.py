@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,13 +13,14 @@ import msgspec
 from msgspec import Struct
 
 from modeld._version import __version__
-from modeld.engine.fake.settings import fake_settings
+from modeld.engine.fake.settings import fake_pooling, fake_settings
 from modeld.engine.protocol import Audit, Device, Forget, Held, Load, SessionRequest, State, Tape
 from modeld.errors import (
     CapacityError,
     EngineCrashedError,
     InvalidRequestError,
     ModeldError,
+    NotSupportedError,
     SessionBusyError,
     SessionNotFoundError,
     StaleEpochError,
@@ -35,6 +36,8 @@ from modeld.node.sessions import SessionRecord, SessionRegistry, kept_tokens
 from modeld.node.slot import Residency, Slot, Want
 from modeld.node.snapshots import SnapshotStore
 from modeld.node.store import ModelStore, ResolvedModel
+from modeld.node.texts import TextCalls
+from modeld.session.text_values import Embeddings, EmbedInput, InputOverflow, Ranking, RenderedPrompt, TokenList
 from modeld.session.values import (
     AuditReport,
     EngineStatus,
@@ -50,7 +53,7 @@ from modeld.session.values import (
     SnapshotInfo,
 )
 from modeld.template_facts import TemplateFacts
-from modeld.types import EndPart
+from modeld.types import EndPart, Message, Tool
 
 SEQUENCES = 64
 """Conversations whose KV an engine holds at a time. Each costs a row of logits: 39 MB in all for 152,000 tokens."""
@@ -110,6 +113,9 @@ class Node:
         self.epoch = epoch
         self._resident_changed = resident_changed
         self._slot = Slot(self._load, self._slot_changed, config.idle_ttl)
+        self._texts = TextCalls(
+            config.data_root, lambda: self._slot.resident, threads=config.threads, idle_ttl=config.idle_ttl
+        )
         self._registry = SessionRegistry()
         self._keeper = SessionKeeper(config.data_root / "sessions", self._registry)
         self._facts = FactsBook(config.data_root)
@@ -148,6 +154,8 @@ class Node:
         here = resident is not None and resident.serves(want)
         if here and resident is not None:
             plan = resident.plan
+        elif model.header is not None and not model.header.writes_text:
+            plan = await self._texts.plan("embed", want)
         else:
             plan = await self._plan(want, await self._known_devices(model.type))
         header = model.header
@@ -171,6 +179,9 @@ class Node:
             resident=here,
             plan=plan,
             template=facts,
+            generates=header.writes_text if header else True,
+            embeds=(header.pooling if header else fake_pooling(model.name)) != "rank",
+            pooling=header.pooling if header else fake_pooling(model.name),
         )
 
     async def _template_facts(self, model: ResolvedModel) -> TemplateFacts:
@@ -196,7 +207,61 @@ class Node:
     async def unload(self, *, generation: int = 0) -> NodeStatus:
         """See :meth:`modeld.session.ModelService.unload`."""
         await self._slot.unload(generation)
+        await self._texts.unload()
         return await self.status()
+
+    async def embed(
+        self,
+        ref: ModelRef | str,
+        inputs: Iterable[str | Sequence[int] | EmbedInput],
+        *,
+        normalize: bool = True,
+        dimensions: int | None = None,
+        overflow: InputOverflow = "error",
+        context: int = 0,
+    ) -> Embeddings:
+        """See :meth:`modeld.session.ModelService.embed`."""
+        return await self._texts.embed(
+            await self._resolve(ref),
+            inputs,
+            normalize=normalize,
+            dimensions=dimensions,
+            overflow=overflow,
+            context=context,
+        )
+
+    async def rerank(
+        self,
+        ref: ModelRef | str,
+        query: str,
+        documents: Iterable[str],
+        *,
+        overflow: InputOverflow = "error",
+        context: int = 0,
+    ) -> Ranking:
+        """See :meth:`modeld.session.ModelService.rerank`."""
+        model = await self._resolve(ref)
+        return await self._texts.rerank(model, query, documents, overflow=overflow, context=context)
+
+    async def tokenize(self, ref: ModelRef | str, text: str, *, add_special: bool = True) -> TokenList:
+        """See :meth:`modeld.session.ModelService.tokenize`."""
+        return await self._texts.tokenize(await self._resolve(ref), text, add_special=add_special)
+
+    async def detokenize(self, ref: ModelRef | str, tokens: Sequence[int]) -> bytes:
+        """See :meth:`modeld.session.ModelService.detokenize`."""
+        return await self._texts.detokenize(await self._resolve(ref), tokens)
+
+    async def render(
+        self,
+        ref: ModelRef | str,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        think: str = "auto",
+        generate: bool = True,
+    ) -> RenderedPrompt:
+        """See :meth:`modeld.session.ModelService.render`."""
+        return await self._texts.render(await self._resolve(ref), messages, tools, think, generate=generate)
 
     async def status(self) -> NodeStatus:
         """See :meth:`modeld.session.ModelService.status`."""
@@ -229,6 +294,7 @@ class Node:
             active=self._active,
             idle_seconds=time.monotonic() - slot.last_used,
             last_error=slot.last_error,
+            sides=await self._texts.status(),
         )
 
     async def sessions(self) -> list[SessionInfo]:
@@ -278,7 +344,7 @@ class Node:
 
     async def aclose(self) -> None:
         """End the engine, and write what is to be kept of sessions. Running calls fail."""
-        await self._slot.close()
+        await asyncio.gather(self._slot.close(), self._texts.aclose())
         await self._leases.released()
         await self._keeper.aclose(FLUSH_SECONDS)
 
@@ -286,6 +352,7 @@ class Node:
         """End all that uses the model, and refuse all that will, with ``error``: the node is not the owner any more."""
         self._keeper.refuse()
         self._slot.refuse(error)
+        self._texts.refuse(error)
 
     # For the node's own sessions
 
@@ -371,7 +438,7 @@ class Node:
             # Its file need not be there any more, and is not read again for each call.
             model = resident.model
         else:
-            model = await self._resolve(ref)
+            model = await self._generating(ref)
         residency = await self._slot.acquire(Want(model, config.context, config.kv_type))
         try:
             return await self._rebind(handle, residency, record or self._registry.open(ref, config))
@@ -468,8 +535,21 @@ class Node:
     async def _resolve(self, ref: ModelRef | str) -> ResolvedModel:
         return await asyncio.to_thread(lambda: self.store.resolve(ModelRef.of(ref)))
 
+    async def _generating(self, ref: ModelRef | str) -> ResolvedModel:
+        """The model. It is looked at before anything makes room for it.
+
+        :raises NotSupportedError: it writes no text.
+        """
+        model = await self._resolve(ref)
+        if model.header is not None and not model.header.writes_text:
+            raise NotSupportedError(
+                f"{model.name} ({model.header.architecture}) makes vectors or scores, not text: use embed or rerank",
+                feature="chat",
+            )
+        return model
+
     async def _want(self, ref: ModelRef | str, config: SessionConfig) -> Want:
-        return Want(await self._resolve(ref), config.context, config.kv_type)
+        return Want(await self._generating(ref), config.context, config.kv_type)
 
     async def _load(self, want: Want, generation: int) -> Residency:
         engine = await start_engine(self, want.model.type, self.config.data_root, want.model.name)
@@ -478,6 +558,8 @@ class Node:
             self._devices = hello.devices
             await self._leases.take(hello.devices, engine.pid, engine.gone)
             plan = await self._plan(want, hello.devices)
+            if not plan.fits and await self._texts.make_room():
+                plan = await self._plan(want, hello.devices)
             require(plan)
             ram, disk = await self._ram(plan), await self._disk()
             ready = await engine.load(
@@ -507,12 +589,13 @@ class Node:
             return _fake_plan(want)
         device = max(devices, key=lambda device: device.free, default=None)
         memory = MemoryState(device.free, device.total) if device is not None else await asyncio.to_thread(free_memory)
+        beside = 0 if device is not None else await self._texts.beside()
         resident = self._slot.resident
         return make_plan(
             want.model.header,
             request=want.context,
             kv_type=want.kv_type,
-            free=memory.free,
+            free=max(memory.free - beside, 0),
             total=memory.total,
             sequences=self.config.sequences,
             reclaimable=resident.plan.required if resident is not None else 0,

@@ -207,8 +207,8 @@ class ModelStore:
     def _read(self, path: Path) -> tuple[tuple[Path, ...], GGUFHeader]:
         """All shards of a model, and its header with the tensors of all of them."""
         first = self._header(path)
-        if not first.writes_text:
-            raise _invalid(path, f"a {first.architecture} model makes vectors, not text, and those are not served yet")
+        if first.architecture == "clip":
+            raise _invalid(path, "it turns pictures into what another model reads, and does nothing alone")
         if first.split_no:
             raise _invalid(path, f"it is shard {first.split_no + 1} of {first.split_count}; name the first one")
         if not first.is_split:

@@ -93,20 +93,21 @@ class LocalWire(NodeWire):
 
     def capabilities(self, model: ObservedModel) -> CapabilityConfig:
         """All flags are false where no node serves the type now."""
-        fine = self._absent() is None and (model.capabilities.can_chat or "can_chat" not in model.evidence)
+        here = self._absent() is None
+        fine = here and (model.capabilities.can_chat or "can_chat" not in model.evidence)
         return structs.replace(
             model.capabilities,
             can_chat=fine,
             can_stream=fine,
             can_prompt=fine,
-            can_embed=False,
+            can_embed=here and (model.capabilities.can_embed or "can_embed" not in model.evidence),
             can_think=fine and model.capabilities.can_think,
             can_vision=False,
         )
 
     def unavailable(self, model: ObservedModel, feature: str) -> ModeldError | None:
         """See :meth:`NodeWire.unavailable`: no node, one that died, or one that does not serve the type."""
-        return super().unavailable(model, feature) or (None if feature == "embed" else self._absent())
+        return super().unavailable(model, feature) or self._absent()
 
     async def list_models(self) -> list[ObservedModel]:
         """What is there, by name; with what the node says of it where one serves the type."""

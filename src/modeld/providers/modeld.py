@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl
@@ -28,7 +28,7 @@ from modeld.providers.node_wire import NodeWire, Tapes
 from modeld.remote import check_remote, connect_remote
 from modeld.repository.connections import Connections
 from modeld.repository.provider import WireCatalog
-from modeld.repository.values import BackendSpec, ObservedModel
+from modeld.repository.values import BackendSpec, EmbedResult, ObservedModel
 from modeld.repository.wire import Call
 from modeld.session.values import ModelRef
 from modeld.types import StreamPart
@@ -92,6 +92,16 @@ class ModeldWire(NodeWire):
             if before is self._connections:
                 raise
             return await self._listed()
+
+    async def embed(self, model: ObservedModel, texts: Sequence[str], dimensions: int | None) -> EmbedResult:
+        """See :meth:`NodeWire.embed`."""
+        before = self._connections
+        try:
+            return await super().embed(model, texts, dimensions)
+        except _LOST:
+            if before is self._connections:
+                raise
+            return await super().embed(model, texts, dimensions)
 
     async def stream(self, call: Call) -> AsyncGenerator[StreamPart, None]:
         """See :meth:`NodeWire.stream`."""

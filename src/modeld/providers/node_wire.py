@@ -20,7 +20,7 @@ from msgspec import Struct, structs
 from modeld.errors import BackendError, BackendMismatchError, ModeldError, ModelError, NodeError, NotSupportedError
 from modeld.providers.facts import observe
 from modeld.repository.options import make_rules, mapped, native, refused
-from modeld.repository.values import CapabilityConfig, Evidence, ObservedModel
+from modeld.repository.values import CapabilityConfig, EmbedResult, Evidence, ObservedModel
 from modeld.repository.wire import Call, Wire
 from modeld.session.values import InstalledModel, ModelDescription, ModelRef, SessionConfig
 from modeld.thinking import parse_think
@@ -75,8 +75,9 @@ class NodeWire(Wire):
         """What the node is asked for."""
 
     def model(self, name: str) -> ObservedModel:
-        """Nothing is known of a model that was not listed."""
-        return observe(name, None)
+        """Nothing is known of a model that was not listed: it may chat and it may embed."""
+        named = observe(name, None)
+        return structs.replace(named, capabilities=structs.replace(named.capabilities, can_embed=True))
 
     def unavailable(self, model: ObservedModel, feature: str) -> ModeldError | None:
         """Why ``model`` cannot be used now, and what to do about it; ``None``: nothing is known but its flags.
@@ -110,6 +111,16 @@ class NodeWire(Wire):
     async def chat(self, call: Call) -> Sequence[StreamPart]:
         """The parts of :meth:`stream`: a node has one way to answer."""
         return [part async for part in self.stream(call)]
+
+    async def embed(self, model: ObservedModel, texts: Sequence[str], dimensions: int | None) -> EmbedResult:
+        """See :meth:`Wire.embed`. A text that is too long is an error: :meth:`modeld.session.ModelService.embed` cuts.
+
+        :raises NotSupportedError: the model ranks documents.
+        """
+        ref = await self.ref(model)
+        async with self.service() as service:
+            found = await service.embed(ref, texts, dimensions=dimensions)
+        return EmbedResult(vectors=found.vectors, model=found.model, usage=found.usage)
 
     async def observed(self, service: ModelService, installed: InstalledModel, ref: ModelRef) -> ObservedModel:
         """A listed model with what ``describe`` says of it. One that the node cannot use says why in ``meta``.
@@ -163,18 +174,18 @@ def listed(installed: InstalledModel, description: ModelDescription | None = Non
 
     :param description: what the node says of it. :param error: why it cannot be used.
     """
-    fine = description is not None
+    fine, embeds = (description.generates, description.embeds) if description is not None else (False, False)
     facts: dict[str, Evidence] = {}
     meta: dict[str, str] = {}
     if description is not None:
         meta = _meta(description)
-        known = ("context_length", "can_chat", "can_stream", "can_prompt", "can_think", "digest", *meta)
+        known = ("context_length", "can_chat", "can_stream", "can_prompt", "can_embed", "can_think", "digest", *meta)
         facts = dict.fromkeys(known, "probed")
         if description.template.source == "declared":
             facts |= {"can_think": "declared", "tools": "declared"}
     elif error:
         meta = {"error": error}
-        facts = dict.fromkeys(("can_chat", "can_stream", "can_prompt", *meta), "probed")
+        facts = dict.fromkeys(("can_chat", "can_stream", "can_prompt", "can_embed", *meta), "probed")
     return ObservedModel(
         name=installed.name,
         modified_at=datetime.fromtimestamp(installed.modified, UTC) if installed.modified else None,
@@ -188,7 +199,7 @@ def listed(installed: InstalledModel, description: ModelDescription | None = Non
             can_chat=fine,
             can_stream=fine,
             can_prompt=fine,
-            can_embed=False,
+            can_embed=embeds,
             can_think=description.thinking if description else False,
             can_vision=False,
         ),
@@ -209,6 +220,7 @@ def _meta(description: ModelDescription) -> dict[str, str]:
         "parameters": str(description.parameters or ""),
         "trained_context": str(description.context_length or ""),
         "tools": "true" if description.tools else "false",
+        "pooling": description.pooling,
         "does_not_fit": "" if description.plan.fits else description.plan.reason,
     }
     return {name: value for name, value in values.items() if value}

@@ -2,6 +2,14 @@
 
 from modeld.session.contract import ModelService, PartStream, Session
 from modeld.session.manifest import Manifest, Segment, token_hash
+from modeld.session.text_values import (
+    EmbeddedItem,
+    Embeddings,
+    EmbedInput,
+    Ranking,
+    RenderedPrompt,
+    TokenList,
+)
 from modeld.session.values import (
     AuditReport,
     Break,
@@ -19,6 +27,7 @@ from modeld.session.values import (
     SessionConfig,
     SessionHandle,
     SessionInfo,
+    SideStatus,
     SnapshotInfo,
     SuffixStatus,
 )
@@ -29,6 +38,9 @@ __all__ = [
     "BreakTotal",
     "ClientInfo",
     "ContextReport",
+    "EmbedInput",
+    "EmbeddedItem",
+    "Embeddings",
     "EngineStatus",
     "InstalledModel",
     "Ledger",
@@ -40,12 +52,16 @@ __all__ = [
     "PartStream",
     "Plan",
     "PrefixStatus",
+    "Ranking",
+    "RenderedPrompt",
     "Segment",
     "Session",
     "SessionConfig",
     "SessionHandle",
     "SessionInfo",
+    "SideStatus",
     "SnapshotInfo",
     "SuffixStatus",
+    "TokenList",
     "token_hash",
 ]

@@ -6,10 +6,11 @@ that nobody else's call on the same session can come between.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
+from modeld.session.text_values import Embeddings, EmbedInput, InputOverflow, Ranking, RenderedPrompt, TokenList
 from modeld.session.values import (
     AuditReport,
     ContextReport,
@@ -186,6 +187,81 @@ class ModelService(Protocol):
         """End the engine process, after running calls have ended.
 
         :param generation: as for :meth:`load`. :raises StaleGenerationError: likewise.
+        """
+        ...
+
+    async def embed(
+        self,
+        ref: ModelRef | str,
+        inputs: Iterable[str | Sequence[int] | EmbedInput],
+        *,
+        normalize: bool = True,
+        dimensions: int | None = None,
+        overflow: InputOverflow = "error",
+        context: int = 0,
+    ) -> Embeddings:
+        """A vector for each text, or list of token ids, by a model in an engine of its own.
+
+        The resident model stays, with all its sessions. There is one such engine: another model takes the place of the
+        one before, once no call on that runs. Cancelling the call ends the work after the batch that runs.
+
+        :param dimensions: the first so many numbers of each vector; ``None``: all.
+        :param overflow: what becomes of inputs that are too long.
+        :param context: tokens that the longest input may have; 0: 2,048, or less where the model was trained for less.
+        :raises ContextOverflowError: one is too long; ``index`` says which. Nothing was computed.
+        :raises CapacityError: it does not fit beside the resident model, which stays.
+        :raises NotSupportedError: the model ranks. :raises InvalidRequestError: too much, empty, or no text.
+        """
+        ...
+
+    async def rerank(
+        self,
+        ref: ModelRef | str,
+        query: str,
+        documents: Iterable[str],
+        *,
+        overflow: InputOverflow = "error",
+        context: int = 0,
+    ) -> Ranking:
+        """How well each document answers the query, by a model that was trained to say. Otherwise as :meth:`embed`.
+
+        :param overflow: of query and document together; ``truncate`` leaves out the end of the document.
+        :raises NotSupportedError: the model does not rank.
+        """
+        ...
+
+    async def tokenize(self, ref: ModelRef | str, text: str, *, add_special: bool = True) -> TokenList:
+        """The tokens of a text. Switches no model: one that is not resident is read without its weights.
+
+        Text that spells a control token becomes that token.
+
+        :param add_special: with what the model wants before and behind every text.
+        :raises InvalidRequestError: more than 16 MiB.
+        """
+        ...
+
+    async def detokenize(self, ref: ModelRef | str, tokens: Sequence[int]) -> bytes:
+        """The text of tokens, control tokens by name, in UTF-8; a character may be cut at either end.
+
+        :raises InvalidRequestError: an id that the model does not have.
+        """
+        ...
+
+    async def render(
+        self,
+        ref: ModelRef | str,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        think: str = "auto",
+        generate: bool = True,
+    ) -> RenderedPrompt:
+        """A conversation as the model's template makes it a prompt, with its tokens: how long a turn would be.
+
+        It need not fit any window. Switches no model.
+
+        :param generate: with the beginning of an answer.
+        :raises TemplateError: the template does not take it. :raises NotSupportedError: nor this feature.
         """
         ...
 

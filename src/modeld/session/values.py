@@ -164,6 +164,9 @@ class ModelDescription(Struct, frozen=True, kw_only=True):
     :param context_length: the window it was trained for, in tokens.
     :param template: what its chat template can do: rendered once the model was resident, before that what its text
         mentions. ``tools`` and ``thinking`` say the same.
+    :param plan: of a model that does not generate: for its vectors.
+    :param generates: it writes text. :param embeds: it makes vectors; without both it ranks (``pooling`` is ``rank``).
+    :param pooling: ``mean``, ``cls``, ``last`` or ``rank`` where its file says so.
     """
 
     name: str
@@ -184,6 +187,9 @@ class ModelDescription(Struct, frozen=True, kw_only=True):
     resident: bool = False
     plan: Plan
     template: TemplateFacts = TemplateFacts(source="declared")
+    generates: bool = True
+    embeds: bool = True
+    pooling: str = ""
 
 
 class InstalledModel(Struct, frozen=True, kw_only=True):
@@ -205,6 +211,23 @@ class EngineStatus(Struct, frozen=True, kw_only=True):
     pid: int
     backend: str
     build: str = ""
+    rss: int = 0
+
+
+class SideStatus(Struct, frozen=True, kw_only=True):
+    """An engine process beside that of the resident model: see :meth:`modeld.session.ModelService.embed`.
+
+    :param task: ``embed``, or ``vocabulary``: it has no weights, and counts tokens of models that are not resident.
+    :param context: tokens that one input may have.
+    """
+
+    task: Literal["embed", "vocabulary"]
+    state: SlotState
+    model: str
+    digest: str
+    pid: int
+    backend: str
+    context: int = 0
     rss: int = 0
 
 
@@ -250,7 +273,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     """The node, readable at any time, during loads and decodes too.
 
     :param generation: grows at each load. :param idle_ttl: seconds without use until the engine exits; 0 never.
-    :param clients: those that called over a wire within the last minute.
+    :param clients: those that called over a wire within the last minute. :param sides: engines beside ``engine``.
     """
 
     instance_id: str
@@ -274,6 +297,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     idle_seconds: float = 0.0
     last_error: str = ""
     clients: tuple[ClientInfo, ...] = ()
+    sides: tuple[SideStatus, ...] = ()
 
 
 class SessionInfo(Struct, frozen=True, kw_only=True):

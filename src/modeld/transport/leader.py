@@ -42,6 +42,7 @@ from modeld.transport.grpc.client import RemoteNode, RemoteSession
 from modeld.transport.grpc.stream import RemoteStream
 from modeld.transport.leader_repository import LeaderRepository
 from modeld.transport.leader_stream import LeaderStream
+from modeld.transport.leader_texts import LeaderTexts
 from modeld.transport.route import Route, Starter
 from modeld.types import DecodeOptions, Message, Receipt, ReuseStop, Tool
 
@@ -53,7 +54,7 @@ _MAX_SEED: Final = 2**32 - 2
 Status = TypeVar("Status", PrefixStatus, SuffixStatus)
 
 
-class LeaderNode:
+class LeaderNode(LeaderTexts):
     """:class:`modeld.session.ModelService` of whoever owns ``data_root``. Belongs to the event loop it is used in.
 
     A call whose owner is gone waits for a successor and is repeated there, once, where that is safe.

@@ -8,6 +8,14 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from modeld.session.text_values import (
+    Embeddings,
+    EmbedInput,
+    InputOverflow,
+    Ranking,
+    RenderedPrompt,
+    TokenList,
+)
 from modeld.session.values import (
     AuditReport,
     ContextReport,
@@ -132,6 +140,58 @@ class TurnRequest(Struct, frozen=True, kw_only=True):
     truncate: bool | None = None
 
 
+class VectorsRequest(Struct, frozen=True, kw_only=True):
+    """See :meth:`modeld.session.ModelService.embed`."""
+
+    ref: ModelRef
+    inputs: tuple[EmbedInput, ...] = ()
+    normalize: bool = True
+    dimensions: int | None = None
+    overflow: InputOverflow = "error"
+    context: int = 0
+
+
+class RerankRequest(Struct, frozen=True, kw_only=True):
+    """See :meth:`modeld.session.ModelService.rerank`."""
+
+    ref: ModelRef
+    query: str
+    documents: tuple[str, ...] = ()
+    overflow: InputOverflow = "error"
+    context: int = 0
+
+
+class TokenizeRequest(Struct, frozen=True, kw_only=True):
+    """See :meth:`modeld.session.ModelService.tokenize`."""
+
+    ref: ModelRef
+    text: str
+    add_special: bool = True
+
+
+class DetokenizeRequest(Struct, frozen=True, kw_only=True):
+    """See :meth:`modeld.session.ModelService.detokenize`."""
+
+    ref: ModelRef
+    tokens: tuple[int, ...] = ()
+
+
+class DetokenizeReply(Struct, frozen=True, kw_only=True):
+    """The text, in UTF-8."""
+
+    data: bytes
+
+
+class RenderRequest(Struct, frozen=True, kw_only=True):
+    """See :meth:`modeld.session.ModelService.render`."""
+
+    ref: ModelRef
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    think: str = "auto"
+    generate: bool = True
+
+
 class CancelRequest(Struct, frozen=True, kw_only=True):
     """Stop the stream of that id."""
 
@@ -218,6 +278,11 @@ METHODS: Final = (
     Method("Describe", ModelRequest, ModelDescription),
     Method("Load", LoadRequest, NodeStatus, fenced=True),
     Method("Unload", UnloadRequest, NodeStatus, fenced=True),
+    Method("Embed", VectorsRequest, Embeddings),
+    Method("Rerank", RerankRequest, Ranking),
+    Method("Tokenize", TokenizeRequest, TokenList),
+    Method("Detokenize", DetokenizeRequest, DetokenizeReply),
+    Method("Render", RenderRequest, RenderedPrompt),
     Method("OpenSession", ModelRequest, SessionHandle, fenced=True),
     Method("EnsurePrefix", EnsurePrefixRequest, PrefixStatus, fenced=True),
     Method("PrefillSuffix", PrefillSuffixRequest, SuffixStatus, fenced=True),

@@ -15,32 +15,16 @@ recurrent model.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 import zlib
-from collections.abc import Mapping
 
 from modeld.engine.backend import Slice, StepResult
+from modeld.engine.fake.embedder import FakeEmbedder
+from modeld.engine.fake.lexicon import END, START, FakeLexicon
 from modeld.engine.fake.settings import fake_settings
 from modeld.engine.protocol import Device, Load
 from modeld.types import DecodeOptions
-
-START, END = "\ue000", "\ue001"
-TEMPLATE = (
-    """
-{%- if tools -%}{{ 'START' + 'tools ' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ 'END' }}{%- endif -%}
-{%- for m in messages -%}{{ 'START' + m.role + ' ' + m.content }}
-{%- for c in m.tool_calls or [] -%}
-{{ '<tool_call>\\n{"name": "' + c.function.name + '", "arguments": ' + c.function.arguments + '}\\n</tool_call>' }}
-{%- endfor -%}{{ 'END' }}{%- endfor -%}
-{%- if add_generation_prompt -%}{{ 'START' + 'assistant ' }}
-{%- if enable_thinking is defined and enable_thinking -%}{{ '<think>\\n' }}{%- endif -%}{%- endif -%}
-""".replace("START", START)
-    .replace("END", END)
-    .strip()
-)
-"""Runes of the private use area stand where a real model has control tokens. History carries no thinking."""
 
 
 class FakeRuntime:
@@ -52,6 +36,14 @@ class FakeRuntime:
     def load(self, request: Load) -> FakeBackend:
         """Make a fake model resident."""
         return FakeBackend(request)
+
+    def embedder(self, request: Load) -> FakeEmbedder:
+        """A fake model that makes vectors."""
+        return FakeEmbedder(request)
+
+    def lexicon(self, request: Load) -> FakeLexicon:
+        """A fake model that only counts."""
+        return FakeLexicon()
 
 
 class FakeSampler:
@@ -68,22 +60,13 @@ class FakeSampler:
         """Nothing to free."""
 
 
-class FakeBackend:
+class FakeBackend(FakeLexicon):
     """Cells by position for each sequence, checked as strictly as a native library would break.
 
     A cell is a list of one token: sequences that share it hold the same list.
     """
 
-    template_source = TEMPLATE
-    named_templates: Mapping[str, str] = {}
-    bos = ""
-    eos = END
-    add_bos = False
-    tokenizer_digest = hashlib.sha256(b"one rune is one token").hexdigest()
-    vocabulary = 0x110000
     kv_layout = "runes"
-    shares = True
-    longest = 4
     grows = True
 
     def __init__(self, request: Load) -> None:
@@ -96,22 +79,6 @@ class FakeBackend:
         self.shares = not settings["whole"]
         self._abort = False
         self.rows: list[int] = []
-
-    def tokenize(self, text: bytes, *, add_special: bool) -> list[int]:
-        """Runes as numbers."""
-        return [ord(rune) for rune in text.decode("utf-8", "replace")]
-
-    def piece(self, token: int) -> bytes:
-        """The rune in UTF-8."""
-        return chr(token).encode("utf-8", "replace")
-
-    def is_end(self, token: int) -> bool:
-        """Whether the rune ends a message."""
-        return token == ord(END)
-
-    def is_special(self, token: int) -> bool:
-        """Whether the rune stands where a real model has a control token."""
-        return token in (ord(START), ord(END))
 
     def step(self, slices: list[Slice]) -> StepResult:
         """Append the tokens to their sequences; a gap or a foreign position fails the step."""

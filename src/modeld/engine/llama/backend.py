@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
-from collections.abc import Mapping
 from typing import Any
 
 from modeld.engine.backend import Slice, StepResult
 from modeld.engine.llama.cells import Cells
+from modeld.engine.llama.lexicon import LlamaLexicon
 from modeld.engine.llama.sampler import LlamaSampler
 from modeld.engine.protocol import Load
 from modeld.errors import ModelLoadError
 from modeld.types import DecodeOptions
-
-TEMPLATE_NAMES = ("tool_use", "rag")
-"""A file may hold a chat template for each besides the one that is for all."""
 
 
 def shares_parts(native: Any, model: Any) -> bool:
@@ -28,41 +24,22 @@ def guarded_window(native: Any, model: Any) -> int:
     return int(native.llama_model_n_swa(model)) if shares_parts(native, model) else 0
 
 
-class LlamaBackend:
+class LlamaBackend(LlamaLexicon):
     """One model, one context, one batch. Used by one thread, but for :meth:`request_abort`."""
 
     def __init__(self, native: Any, model: Any, context: Any, request: Load, kv_layout: str) -> None:
         self.kv_layout = kv_layout
-        self._n = native
-        self._model = model
+        super().__init__(native, model)
         self._context = context
-        self._vocab = native.llama_model_get_vocab(model)
         self._batch = native.llama_batch_init(request.batch, 0, 1)
         self._limit = request.batch
         self._rows: list[int] = []
-        self._pieces: dict[int, bytes] = {}
-        self._ends: dict[int, bool] = {}
-        self._special_bits = native.LLAMA_TOKEN_ATTR_CONTROL | native.LLAMA_TOKEN_ATTR_USER_DEFINED
-        self._special: dict[int, bool] = {}
         for i in range(request.batch):
             self._batch.n_seq_id[i] = 1
-        self.vocabulary: int = native.llama_vocab_n_tokens(self._vocab)
         self._flag = self._install_abort()
         self.shares = shares_parts(native, model)
         self._cells = Cells(native, context, request.sequences, guarded_window(native, model))
         self.grows = not native.llama_model_is_recurrent(model)
-        self.add_bos = bool(native.llama_vocab_get_add_bos(self._vocab))
-        self.bos, self.eos = (
-            self.piece(token).decode("utf-8", "replace") if token >= 0 else ""
-            for token in (native.llama_vocab_bos(self._vocab), native.llama_vocab_eos(self._vocab))
-        )
-        self.template_source = self._template(None)
-        named = {name: self._template(name.encode()) for name in TEMPLATE_NAMES}
-        self.named_templates: Mapping[str, str] = {name: source for name, source in named.items() if source}
-        self.tokenizer_digest = self._tokenizer_digest()
-        # Others may throw text away before they look at it.
-        known = native.llama_vocab_type(self._vocab) in (native.LLAMA_VOCAB_TYPE_SPM, native.LLAMA_VOCAB_TYPE_BPE)
-        self.longest = self._longest_piece() if known else 0
 
     def _install_abort(self) -> Any:
         """Let the processor backend ask, between graph nodes, whether to stop.
@@ -76,63 +53,6 @@ class LlamaBackend:
             self._context, self._n.ggml_abort_callback(address), ctypes.cast(flag, ctypes.c_void_p)
         )
         return flag
-
-    def _template(self, name: bytes | None) -> str:
-        template = self._n.llama_model_chat_template(self._model, name)
-        return "" if template is None else template.decode("utf-8", "replace")
-
-    def _tokenizer_digest(self) -> str:
-        native, vocab = self._n, self._vocab
-        sha = hashlib.sha256(f"{native.llama_vocab_type(vocab)} {self.vocabulary} {self.add_bos}".encode())
-        for token in range(self.vocabulary):
-            sha.update(native.llama_vocab_get_text(vocab, token) or b"")
-            sha.update(b"\0")
-        return sha.hexdigest()
-
-    def _longest_piece(self) -> int:
-        # A token's text is never shorter than its bytes: few have to be looked at. A lone character that the vocabulary
-        # does not have is one token of up to 4 bytes.
-        longest = 4
-        for token in range(self.vocabulary):
-            if len(self._n.llama_vocab_get_text(self._vocab, token) or b"") > longest:
-                longest = max(longest, len(self.piece(token)))
-        return longest
-
-    def tokenize(self, text: bytes, *, add_special: bool) -> list[int]:
-        """Token ids; text that spells a control token becomes that token."""
-        size = len(text) + 8
-        while True:
-            ids = (ctypes.c_int32 * size)()
-            count = self._n.llama_tokenize(self._vocab, text, len(text), ids, size, add_special, True)
-            if count >= 0:
-                return ids[:count]
-            size = -count
-
-    def piece(self, token: int) -> bytes:
-        """The bytes a token stands for; those of a control token are its name."""
-        if (piece := self._pieces.get(token)) is None:
-            size = 64
-            while True:
-                buffer = ctypes.create_string_buffer(size)
-                count = self._n.llama_token_to_piece(self._vocab, token, buffer, size, 0, True)
-                if count >= 0:
-                    break
-                size = -count
-            piece = self._pieces[token] = buffer.raw[:count]
-        return piece
-
-    def is_end(self, token: int) -> bool:
-        """Whether the model ends its answer with it."""
-        if (end := self._ends.get(token)) is None:
-            end = self._ends[token] = bool(self._n.llama_vocab_is_eog(self._vocab, token))
-        return end
-
-    def is_special(self, token: int) -> bool:
-        """Whether it is a control token, or one that was added to the vocabulary whole."""
-        if (special := self._special.get(token)) is None:
-            attributes = self._n.llama_vocab_get_attr(self._vocab, token)
-            special = self._special[token] = bool(attributes & self._special_bits)
-        return special
 
     def step(self, slices: list[Slice]) -> StepResult:
         """``llama_decode`` of one batch; its results 0, 1, 2 and the rest are the four of :class:`StepResult`."""
@@ -210,4 +130,4 @@ class LlamaBackend:
         """Free batch, context and weights."""
         self._n.llama_batch_free(self._batch)
         self._n.llama_free(self._context)
-        self._n.llama_model_free(self._model)
+        super().close()

@@ -6,13 +6,15 @@ import ctypes
 import hashlib
 import os
 from collections import deque
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from modeld.engine.protocol import Device, Load
 from modeld.errors import CapacityError, MissingDependencyError, ModelLoadError
 
 if TYPE_CHECKING:
     from modeld.engine.llama.backend import LlamaBackend
+    from modeld.engine.llama.embedder import LlamaEmbedder
+    from modeld.engine.llama.lexicon import LlamaLexicon
 
 KV_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 8}
 """ggml_type numbers (ggml.h)."""
@@ -91,6 +93,71 @@ class LlamaRuntime:
                 kv_type=request.kv_type,
             )
         return LlamaBackend(native, model, context, request, self._kv_layout())
+
+    def embedder(self, request: Load) -> LlamaEmbedder:
+        """Load weights and make a context for vectors, on the processor whatever devices there are.
+
+        :raises ModelLoadError: llama.cpp refused; the message holds its own last words.
+        """
+        from modeld.engine.llama.embedder import LlamaEmbedder
+
+        native = self.native
+        model = self._open(request, vocabulary_only=False)
+        params = self._vector_params(request)
+        context = native.llama_init_from_model(model, params)
+        source: Literal["model", "default"] = "model"
+        if context and native.llama_pooling_type(context) == native.LLAMA_POOLING_TYPE_NONE:
+            native.llama_free(context)
+            params.pooling_type, source = native.LLAMA_POOLING_TYPE_MEAN, "default"
+            context = native.llama_init_from_model(model, params)
+        if not context:
+            native.llama_model_free(model)
+            raise CapacityError(
+                f"llama.cpp cannot make a context for vectors of {request.window} tokens for {request.name}: "
+                f"{self.last_words()}; try a smaller context",
+                context=request.window,
+            )
+        return LlamaEmbedder(native, model, context, request.window, request.sequences, source)
+
+    def lexicon(self, request: Load) -> LlamaLexicon:
+        """Load the model without its weights. :raises ModelLoadError: it has no vocabulary, or llama.cpp refused."""
+        from modeld.engine.llama.lexicon import LlamaLexicon
+
+        return LlamaLexicon(self.native, self._open(request, vocabulary_only=True))
+
+    def _open(self, request: Load, *, vocabulary_only: bool) -> Any:
+        """The model, none of it on an accelerator."""
+        native = self.native
+        self._log.clear()
+        params = native.llama_model_default_params()
+        params.n_gpu_layers = 0
+        params.vocab_only = vocabulary_only
+        # A list of devices that holds none. Without it large products would go to one all the same.
+        devices = (ctypes.c_void_p * 1)(None)
+        params.devices = ctypes.cast(devices, ctypes.c_void_p)
+        model = native.llama_model_load_from_file(os.fsencode(request.path), params)
+        if not model:
+            raise ModelLoadError(f"llama.cpp cannot load {request.name}: {self.last_words()}", path=request.path)
+        if not native.llama_vocab_n_tokens(native.llama_model_get_vocab(model)):
+            native.llama_model_free(model)
+            raise ModelLoadError(f"{request.name} has no vocabulary: no text can be given to it", path=request.path)
+        return model
+
+    def _vector_params(self, request: Load) -> Any:
+        from modeld.engine.llama.embedder import EXACT_TOKENS
+
+        params = self.native.llama_context_default_params()
+        # The vectors of an input are pooled within one piece of a batch, so the longest must be one. A size that is no
+        # multiple of the sequences ends the process (GGML_ASSERT in build_pooling): cells are padded.
+        params.n_ctx = params.n_batch = params.n_ubatch = request.cells
+        params.n_seq_max = request.sequences
+        params.n_threads = params.n_threads_batch = request.threads or default_threads()
+        params.embeddings = True
+        params.kv_unified = True
+        params.offload_kqv = params.op_offload = False
+        if request.window <= EXACT_TOKENS:
+            params.flash_attn_type = self.native.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        return params
 
     def _context_params(self, request: Load, ids: int) -> Any:
         params = self.native.llama_context_default_params()

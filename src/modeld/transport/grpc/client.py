@@ -29,6 +29,7 @@ from modeld.transport.grpc.chunks import download, upload
 from modeld.transport.grpc.options import NO_ACCESS, Access
 from modeld.transport.grpc.repository_client import RemoteRepository
 from modeld.transport.grpc.stream import RemoteStream
+from modeld.transport.grpc.text_calls import TextClient
 from modeld.transport.grpc.wire import Wire
 from modeld.transport.methods import (
     PROTOCOL,
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from modeld.node.record import OwnerRecord
 
 
-class RemoteNode:
+class RemoteNode(TextClient):
     """A connection to the node that ``record`` names. It belongs to the event loop it was made in.
 
     Nothing is sent before the first call, and only :meth:`prove` finds out who answers. A node that took over since is

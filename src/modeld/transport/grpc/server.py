@@ -35,6 +35,7 @@ from modeld.transport.grpc.chunks import ChunkCalls
 from modeld.transport.grpc.options import server_options, target
 from modeld.transport.grpc.relay import Context, StreamRelay
 from modeld.transport.grpc.repository_server import RepositoryCalls
+from modeld.transport.grpc.text_calls import text_calls
 from modeld.transport.methods import (
     EPOCH_KEY,
     METHODS,
@@ -244,6 +245,7 @@ class GrpcServer:
             "Describe": lambda request: self._service.describe(request.ref, request.config),
             "Load": lambda request: self._service.load(request.ref, request.config, generation=request.generation),
             "Unload": lambda request: self._service.unload(generation=request.generation),
+            **text_calls(self._service),
             "OpenSession": self._open_session,
             "EnsurePrefix": self._ensure_prefix,
             "PrefillSuffix": self._prefill_suffix,

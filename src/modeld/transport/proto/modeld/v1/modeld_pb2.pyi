@@ -122,6 +122,74 @@ class TurnRequest(_message.Message):
     truncate: bool
     def __init__(self, handle: _Optional[_Union[SessionHandle, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., think: _Optional[str] = ..., options: _Optional[_Union[DecodeOptions, _Mapping]] = ..., request_id: _Optional[str] = ..., shift: _Optional[bool] = ..., truncate: _Optional[bool] = ...) -> None: ...
 
+class VectorsRequest(_message.Message):
+    __slots__ = ("ref", "inputs", "normalize", "dimensions", "overflow", "context")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZE_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    OVERFLOW_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    ref: ModelRef
+    inputs: _containers.RepeatedCompositeFieldContainer[EmbedInput]
+    normalize: bool
+    dimensions: int
+    overflow: str
+    context: int
+    def __init__(self, ref: _Optional[_Union[ModelRef, _Mapping]] = ..., inputs: _Optional[_Iterable[_Union[EmbedInput, _Mapping]]] = ..., normalize: _Optional[bool] = ..., dimensions: _Optional[int] = ..., overflow: _Optional[str] = ..., context: _Optional[int] = ...) -> None: ...
+
+class RerankRequest(_message.Message):
+    __slots__ = ("ref", "query", "documents", "overflow", "context")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    OVERFLOW_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    ref: ModelRef
+    query: str
+    documents: _containers.RepeatedScalarFieldContainer[str]
+    overflow: str
+    context: int
+    def __init__(self, ref: _Optional[_Union[ModelRef, _Mapping]] = ..., query: _Optional[str] = ..., documents: _Optional[_Iterable[str]] = ..., overflow: _Optional[str] = ..., context: _Optional[int] = ...) -> None: ...
+
+class TokenizeRequest(_message.Message):
+    __slots__ = ("ref", "text", "add_special")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    ADD_SPECIAL_FIELD_NUMBER: _ClassVar[int]
+    ref: ModelRef
+    text: str
+    add_special: bool
+    def __init__(self, ref: _Optional[_Union[ModelRef, _Mapping]] = ..., text: _Optional[str] = ..., add_special: _Optional[bool] = ...) -> None: ...
+
+class DetokenizeRequest(_message.Message):
+    __slots__ = ("ref", "tokens")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ref: ModelRef
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, ref: _Optional[_Union[ModelRef, _Mapping]] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class DetokenizeReply(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class RenderRequest(_message.Message):
+    __slots__ = ("ref", "messages", "tools", "think", "generate")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    TOOLS_FIELD_NUMBER: _ClassVar[int]
+    THINK_FIELD_NUMBER: _ClassVar[int]
+    GENERATE_FIELD_NUMBER: _ClassVar[int]
+    ref: ModelRef
+    messages: _containers.RepeatedCompositeFieldContainer[Message]
+    tools: _containers.RepeatedCompositeFieldContainer[Tool]
+    think: str
+    generate: bool
+    def __init__(self, ref: _Optional[_Union[ModelRef, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., think: _Optional[str] = ..., generate: _Optional[bool] = ...) -> None: ...
+
 class CancelRequest(_message.Message):
     __slots__ = ("request_id",)
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -797,7 +865,7 @@ class Plan(_message.Message):
     def __init__(self, fits: _Optional[bool] = ..., context: _Optional[int] = ..., cells: _Optional[int] = ..., max_context: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., kv_type: _Optional[str] = ..., weights: _Optional[int] = ..., kv: _Optional[int] = ..., overhead: _Optional[int] = ..., required: _Optional[int] = ..., free: _Optional[int] = ..., reserve: _Optional[int] = ..., usable: _Optional[int] = ..., device: _Optional[str] = ..., gpu_layers: _Optional[int] = ..., reason: _Optional[str] = ..., alternatives: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelDescription(_message.Message):
-    __slots__ = ("name", "type", "digest", "path", "size", "architecture", "quantization", "parameters", "layers", "context_length", "sliding_window", "vocabulary", "has_template", "tools", "thinking", "resident", "plan", "template")
+    __slots__ = ("name", "type", "digest", "path", "size", "architecture", "quantization", "parameters", "layers", "context_length", "sliding_window", "vocabulary", "has_template", "tools", "thinking", "resident", "plan", "template", "generates", "embeds", "pooling")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -816,6 +884,9 @@ class ModelDescription(_message.Message):
     RESIDENT_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    GENERATES_FIELD_NUMBER: _ClassVar[int]
+    EMBEDS_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
     name: str
     type: str
     digest: str
@@ -834,7 +905,10 @@ class ModelDescription(_message.Message):
     resident: bool
     plan: Plan
     template: TemplateFacts
-    def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., size: _Optional[int] = ..., architecture: _Optional[str] = ..., quantization: _Optional[str] = ..., parameters: _Optional[int] = ..., layers: _Optional[int] = ..., context_length: _Optional[int] = ..., sliding_window: _Optional[int] = ..., vocabulary: _Optional[int] = ..., has_template: _Optional[bool] = ..., tools: _Optional[bool] = ..., thinking: _Optional[bool] = ..., resident: _Optional[bool] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., template: _Optional[_Union[TemplateFacts, _Mapping]] = ...) -> None: ...
+    generates: bool
+    embeds: bool
+    pooling: str
+    def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., size: _Optional[int] = ..., architecture: _Optional[str] = ..., quantization: _Optional[str] = ..., parameters: _Optional[int] = ..., layers: _Optional[int] = ..., context_length: _Optional[int] = ..., sliding_window: _Optional[int] = ..., vocabulary: _Optional[int] = ..., has_template: _Optional[bool] = ..., tools: _Optional[bool] = ..., thinking: _Optional[bool] = ..., resident: _Optional[bool] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., template: _Optional[_Union[TemplateFacts, _Mapping]] = ..., generates: _Optional[bool] = ..., embeds: _Optional[bool] = ..., pooling: _Optional[str] = ...) -> None: ...
 
 class TemplateFacts(_message.Message):
     __slots__ = ("source", "name", "system", "tools", "tool_results", "parallel_tool_calls", "object_arguments", "documents", "thinking", "thinking_switch", "efforts", "opens_thinking", "thinking_history")
@@ -865,6 +939,98 @@ class TemplateFacts(_message.Message):
     opens_thinking: bool
     thinking_history: str
     def __init__(self, source: _Optional[str] = ..., name: _Optional[str] = ..., system: _Optional[bool] = ..., tools: _Optional[bool] = ..., tool_results: _Optional[bool] = ..., parallel_tool_calls: _Optional[bool] = ..., object_arguments: _Optional[bool] = ..., documents: _Optional[bool] = ..., thinking: _Optional[bool] = ..., thinking_switch: _Optional[bool] = ..., efforts: _Optional[_Iterable[str]] = ..., opens_thinking: _Optional[bool] = ..., thinking_history: _Optional[str] = ...) -> None: ...
+
+class EmbedInput(_message.Message):
+    __slots__ = ("text", "tokens")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class EmbeddedItem(_message.Message):
+    __slots__ = ("tokens", "used", "chunks")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    tokens: int
+    used: int
+    chunks: int
+    def __init__(self, tokens: _Optional[int] = ..., used: _Optional[int] = ..., chunks: _Optional[int] = ...) -> None: ...
+
+class Embeddings(_message.Message):
+    __slots__ = ("model", "data", "dimensions", "items", "usage", "pooling", "pooling_source", "normalized")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
+    POOLING_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZED_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    data: bytes
+    dimensions: int
+    items: _containers.RepeatedCompositeFieldContainer[EmbeddedItem]
+    usage: Usage
+    pooling: str
+    pooling_source: str
+    normalized: bool
+    def __init__(self, model: _Optional[str] = ..., data: _Optional[bytes] = ..., dimensions: _Optional[int] = ..., items: _Optional[_Iterable[_Union[EmbeddedItem, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., pooling: _Optional[str] = ..., pooling_source: _Optional[str] = ..., normalized: _Optional[bool] = ...) -> None: ...
+
+class Ranking(_message.Message):
+    __slots__ = ("model", "scores", "order", "items", "usage")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    scores: _containers.RepeatedScalarFieldContainer[float]
+    order: _containers.RepeatedScalarFieldContainer[int]
+    items: _containers.RepeatedCompositeFieldContainer[EmbeddedItem]
+    usage: Usage
+    def __init__(self, model: _Optional[str] = ..., scores: _Optional[_Iterable[float]] = ..., order: _Optional[_Iterable[int]] = ..., items: _Optional[_Iterable[_Union[EmbeddedItem, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
+
+class TokenList(_message.Message):
+    __slots__ = ("model", "tokens")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class RenderedPrompt(_message.Message):
+    __slots__ = ("model", "text", "tokens", "template")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    text: str
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    template: str
+    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., template: _Optional[str] = ...) -> None: ...
+
+class SideStatus(_message.Message):
+    __slots__ = ("task", "state", "model", "digest", "pid", "backend", "context", "rss")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    RSS_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    state: str
+    model: str
+    digest: str
+    pid: int
+    backend: str
+    context: int
+    rss: int
+    def __init__(self, task: _Optional[str] = ..., state: _Optional[str] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., pid: _Optional[int] = ..., backend: _Optional[str] = ..., context: _Optional[int] = ..., rss: _Optional[int] = ...) -> None: ...
 
 class InstalledModel(_message.Message):
     __slots__ = ("name", "type", "path", "size", "modified", "bundled", "resident", "error")
@@ -899,7 +1065,7 @@ class EngineStatus(_message.Message):
     def __init__(self, pid: _Optional[int] = ..., backend: _Optional[str] = ..., build: _Optional[str] = ..., rss: _Optional[int] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("instance_id", "epoch", "pid", "version", "data_root", "endpoints", "state", "generation", "uptime", "idle_ttl", "rss", "model", "digest", "context", "ledger", "engine", "sessions", "active", "idle_seconds", "last_error", "clients")
+    __slots__ = ("instance_id", "epoch", "pid", "version", "data_root", "endpoints", "state", "generation", "uptime", "idle_ttl", "rss", "model", "digest", "context", "ledger", "engine", "sessions", "active", "idle_seconds", "last_error", "clients", "sides")
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -921,6 +1087,7 @@ class NodeStatus(_message.Message):
     IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
     CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    SIDES_FIELD_NUMBER: _ClassVar[int]
     instance_id: str
     epoch: int
     pid: int
@@ -942,7 +1109,8 @@ class NodeStatus(_message.Message):
     idle_seconds: float
     last_error: str
     clients: _containers.RepeatedCompositeFieldContainer[ClientInfo]
-    def __init__(self, instance_id: _Optional[str] = ..., epoch: _Optional[int] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., data_root: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., generation: _Optional[int] = ..., uptime: _Optional[float] = ..., idle_ttl: _Optional[float] = ..., rss: _Optional[int] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., context: _Optional[int] = ..., ledger: _Optional[_Union[Ledger, _Mapping]] = ..., engine: _Optional[_Union[EngineStatus, _Mapping]] = ..., sessions: _Optional[int] = ..., active: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., last_error: _Optional[str] = ..., clients: _Optional[_Iterable[_Union[ClientInfo, _Mapping]]] = ...) -> None: ...
+    sides: _containers.RepeatedCompositeFieldContainer[SideStatus]
+    def __init__(self, instance_id: _Optional[str] = ..., epoch: _Optional[int] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., data_root: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., generation: _Optional[int] = ..., uptime: _Optional[float] = ..., idle_ttl: _Optional[float] = ..., rss: _Optional[int] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., context: _Optional[int] = ..., ledger: _Optional[_Union[Ledger, _Mapping]] = ..., engine: _Optional[_Union[EngineStatus, _Mapping]] = ..., sessions: _Optional[int] = ..., active: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., last_error: _Optional[str] = ..., clients: _Optional[_Iterable[_Union[ClientInfo, _Mapping]]] = ..., sides: _Optional[_Iterable[_Union[SideStatus, _Mapping]]] = ...) -> None: ...
 
 class Ledger(_message.Message):
     __slots__ = ("cells", "cells_used", "hot", "hot_budget", "ram", "ram_budget", "disk", "disk_budget")

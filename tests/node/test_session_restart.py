@@ -14,7 +14,14 @@ import msgspec
 import pytest
 
 from modeld.engine.snapshots import SavedSession
-from modeld.errors import InvalidRequestError, LeaseLostError, ModeldError, SessionFatalError, StaleEpochError
+from modeld.errors import (
+    EngineCrashedError,
+    InvalidRequestError,
+    LeaseLostError,
+    ModeldError,
+    SessionFatalError,
+    StaleEpochError,
+)
 from modeld.node import session_files, session_keeper, slot
 from modeld.node.node import Node, NodeConfig
 from modeld.node.session_files import Change, SessionFiles, SessionHeader
@@ -380,10 +387,36 @@ async def test_files_follow_fork_ttl_and_fatal(root: Root) -> None:
     assert {listed.name for listed in await node.sessions()} == {"parent", "child", "brief"}
     child = await node.open_session("fake", SessionConfig(name="child"))
     assert (await child.decode(GREEDY).join()).text == "1 2 3 4 5"
-    node._registry.find("default", "brief", brief.handle.ref.digest).last_used -= 3601  # type: ignore[union-attr]
+    node._registry.find("default", "brief", brief.handle.ref.digest).used_at -= 3601  # type: ignore[union-attr]
     assert {listed.name for listed in await node.sessions()} == {"parent", "child"}
     await node.aclose()
     assert len(root.files()) == 2
+
+
+async def test_clock_that_jumps_ahead_ends_no_session(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = await root.start()
+    brief = await node.open_session("fake", SessionConfig(name="brief", ttl=3600))
+    await brief.turn([Message("user", "hi")], options=GREEDY).join()
+    real = time.time
+    monkeypatch.setattr("time.time", lambda: real() + 10**6)
+    assert [listed.name for listed in await node.sessions()] == ["brief"]
+    node = await root.restart()
+    assert [listed.name for listed in await node.sessions()] == ["brief"]
+
+
+async def test_fork_that_fails_leaves_no_session(root: Root) -> None:
+    node = await root.start()
+    source = await node.open_session("fake", SessionConfig(name="source"))
+    await source.prefill_suffix([Message("user", "!count 5")])
+    engine = (await node.status()).engine
+    assert engine is not None
+    os.kill(engine.pid, signal.SIGSTOP)
+    fork = asyncio.ensure_future(source.fork("branch"))
+    await asyncio.sleep(0.1)
+    os.kill(engine.pid, signal.SIGKILL)
+    with pytest.raises(EngineCrashedError):
+        await fork
+    assert [listed.name for listed in await node.sessions()] == ["source"]
 
 
 async def test_fork_onto_a_session_is_what_comes_back(root: Root) -> None:

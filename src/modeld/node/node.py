@@ -397,8 +397,8 @@ class Node:
         stream.end.add_done_callback(lambda _: self._unbind(bound))
         return stream
 
-    async def branch(self, bound: Bound, name: str, workspace: str) -> SessionRecord:
-        """The record that a fork of the session goes to."""
+    async def branch(self, bound: Bound, name: str, workspace: str) -> tuple[SessionRecord, bool]:
+        """The record that a fork of the session goes to, and whether it was made for that."""
         known = self._registry.find(workspace, name, bound.record.ref.digest)
         if known is bound.record:
             raise InvalidRequestError("a session cannot be forked onto itself: give another name", parameter="name")
@@ -411,7 +411,13 @@ class Node:
         config = msgspec.structs.replace(bound.record.config, name=name, workspace=workspace)
         record = self._registry.open(bound.record.ref, config)
         await self._introduce(record, bound.residency)
-        return record
+        return record, known is None
+
+    def forget(self, record: SessionRecord, residency: Residency) -> None:
+        """The record was made for a call that failed."""
+        if self._registry.by_key(record.key) is record:
+            self._registry.remove(record)
+            self._forget(record, residency)
 
     async def _bind(self, handle: SessionHandle, *, continues: bool) -> Bound:
         if handle.epoch > self.epoch:
@@ -465,13 +471,13 @@ class Node:
             )
         await self._introduce(record, residency)
         record.active += 1
-        record.last_used = time.time()
+        record.used()
         self._active += 1
         return Bound(record, residency, rebound)
 
     def _unbind(self, bound: Bound) -> None:
         bound.record.active -= 1
-        bound.record.last_used = time.time()
+        bound.record.used()
         self._active -= 1
         self._slot.release(bound.residency)
 

@@ -156,8 +156,13 @@ class NodeSession:
         """See :meth:`modeld.session.Session.fork`."""
         self._require_open()
         async with self._node.bound(self._handle, continues=True) as bound:
-            target = await self._node.branch(bound, name, workspace or self._handle.workspace)
-            await bound.residency.engine.call(Fork(self._id(bound), bound.record.key, target.key), type(None))
+            target, fresh = await self._node.branch(bound, name, workspace or self._handle.workspace)
+            try:
+                await bound.residency.engine.call(Fork(self._id(bound), bound.record.key, target.key), type(None))
+            except BaseException:
+                if fresh:
+                    self._node.forget(target, bound.residency)
+                raise
             handle = msgspec.structs.replace(
                 self._handle,
                 workspace=target.config.workspace,

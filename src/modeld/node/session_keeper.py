@@ -116,9 +116,12 @@ class SessionKeeper:
         self.refuse()
 
     async def _restore(self) -> None:
-        for header, current in await asyncio.to_thread(self._files.scan):
+        found = await asyncio.to_thread(self._files.scan)
+        latest = max((header.last_used for header, _ in found), default=0.0)
+        for header, current in found:
             record = self._registry.open(header.ref, header.config)
-            record.restored(header.manifest, header.window, header.tape, header.last_used, current=current)
+            ago = latest - header.last_used
+            record.restored(header.manifest, header.window, header.tape, header.last_used, ago=ago, current=current)
 
     def _outdate(self, record: SessionRecord) -> None:
         record.current = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from modeld.engine.protocol import Held, Kept, Open, Tape
@@ -50,11 +51,23 @@ class SessionRecord:
         # Class and pin as the engine knows them.
         self.told: tuple[SessionClass, bool] = ("main", False)
         self.active = 0
-        self.last_used = time.time()
+        self.used()
         self.history = BreakHistory()
 
-    def restored(self, manifest: Manifest, window: int, tape: int, last_used: float, *, current: bool) -> None:
-        """It was there before this node."""
+    def used(self) -> None:
+        """A client uses it."""
+        self.last_used = time.time()
+        # Its own ttl counts by a clock that does not jump.
+        self.used_at = monotonic()
+
+    def restored(
+        self, manifest: Manifest, window: int, tape: int, last_used: float, *, ago: float, current: bool
+    ) -> None:
+        """It was there before this node.
+
+        :param ago: seconds between its last use and the last use of any session.
+        """
+        self.used_at = monotonic() - ago
         self.manifest, self.window, self.unread = manifest, window, tape
         self.current = self.carried = current
         self.last_used = min(last_used, time.time())
@@ -197,9 +210,13 @@ class SessionRegistry:
                 record.hot, record.lost = 0, why
 
     def expired(self) -> list[SessionRecord]:
-        """Take out, and give, the records whose own ttl has passed since their last use."""
-        now = time.time()
-        gone = [r for r in self._by_key.values() if r.config.ttl and not r.active and now - r.last_used > r.config.ttl]
+        """Take out, and give, the records whose own ttl has passed since their last use.
+
+        The time before this node started counts up to the latest use of any: a clock that jumped ahead while no node
+        ran deletes nothing.
+        """
+        now = monotonic()
+        gone = [r for r in self._by_key.values() if r.config.ttl and not r.active and now - r.used_at > r.config.ttl]
         for record in gone:
             self.remove(record)
         return gone

@@ -43,9 +43,10 @@ class Cold:
         assert call.options.max_tokens is not None
         answer = self._greedy(prompt, call.options.max_tokens)
         ended = self.backend.is_end(answer[-1])
-        text = b"".join(map(self.backend.piece, answer[:-1] if ended else answer))
-        self._said[key].append((rendered.encode() + text, prompt + answer[: len(answer) - ended]))
-        return prompt, answer, self._parsed(made, rendered, text, len(answer) - ended)
+        tokens = answer[: len(answer) - ended]
+        text = b"".join(map(self.backend.piece, tokens))
+        self._said[key].append((rendered.encode() + text, prompt + tokens))
+        return prompt, answer, self._parsed(made, rendered, tokens)
 
     def _greedy(self, prompt: list[int], limit: int) -> list[int]:
         logits = self.logits(prompt)
@@ -61,13 +62,21 @@ class Cold:
         before, ids = max(known, key=lambda one: len(one[0]), default=(b"", []))
         return [*ids, *ENGINE.tokenize(text[len(before) :].decode())]
 
-    def _parsed(self, made: Made, rendered: str, text: bytes, count: int) -> ChatResult:
-        parser = make_parser(ENGINE.template().source, tools=bool(made.call.tools), prompt_tail=rendered)
+    def _parsed(self, made: Made, rendered: str, tokens: list[int]) -> ChatResult:
+        source, backend = ENGINE.template().source, self.backend
+        parser = make_parser(source, tools=made.call.tools, prompt_tail=rendered, special=self._is_special)
         joiner = PartsJoiner()
-        for part in (*parser.feed(text), *parser.finish()):
+        for token in tokens:
+            for part in parser.feed(backend.piece(token), backend.is_special(token)):
+                joiner.add(part)
+        for part in parser.finish():
             joiner.add(part)
-        joiner.add(EndPart(finish_reason="stop", usage=Usage(output=count)))
+        joiner.add(EndPart(finish_reason="stop", usage=Usage(output=len(tokens))))
         return joiner.result()
+
+    def _is_special(self, text: str) -> bool:
+        ids = self.backend.tokenize(text.encode(), add_special=False)
+        return len(ids) == 1 and self.backend.is_special(ids[0])
 
     def logits(self, tokens: list[int], batch: int = 512) -> list[float]:
         """After ``tokens``, from nothing, computed ``batch`` at a time."""

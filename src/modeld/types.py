@@ -85,7 +85,7 @@ class Tool(Struct, frozen=True):
 
 
 class ResponseFormat(Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """What an answer must look like: one of a schema, an expression, some texts or a grammar; without any, a JSON object.
+    """What an answer must look like: a schema, an expression, some texts or a grammar; without any, a JSON object.
 
     :param schema: a JSON schema; ``None``: any JSON object.
     :param name: of the schema; some vendors show it to the model.

@@ -57,12 +57,24 @@ class Vocabulary(Protocol):
         """Whether the model ends its answer with it."""
         ...
 
+    def words(self) -> list[bytes]:
+        """The bytes of each token, as a grammar may use them; called once, in another thread, beside :meth:`step`.
+
+        Empty: it is never part of an answer in a format. After a byte FF comes the name of a token that no text is made
+        of; those that end an answer must be among these.
+        """
+        ...
+
 
 class Sampler(Protocol):
     """Chooses tokens for one stream."""
 
-    def sample(self, row: int) -> int:
-        """A token from the logits of the last step's ``row``-th slice that wanted them."""
+    def sample(self, row: int, allowed: bytes | None = None) -> int:
+        """A token from the logits of the last step's ``row``-th slice that wanted them.
+
+        :param allowed: a bit for each token that may be chosen, the lowest of a byte first; ``None``: any.
+            The logits of the others are lost.
+        """
         ...
 
     def close(self) -> None: ...

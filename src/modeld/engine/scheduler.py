@@ -23,6 +23,7 @@ from modeld.engine.batch import Batches, Entry
 from modeld.engine.checkpoints import Checkpoints
 from modeld.engine.control import Control
 from modeld.engine.explain import cannot_rewind, kv_gone, why_stopped
+from modeld.engine.grammars import Grammars
 from modeld.engine.housekeeping import Housekeeping
 from modeld.engine.job import Job, Stream
 from modeld.engine.pool import Pool
@@ -57,7 +58,14 @@ from modeld.engine.snapshot_jobs import SnapshotJobs
 from modeld.engine.states import States
 from modeld.engine.tiers import open_tiers
 from modeld.engine.transfers import WAKE, Disk, Transfers
-from modeld.errors import CancelledError, CapacityError, EngineProtocolError, ModeldError, SessionFatalError
+from modeld.errors import (
+    CancelledError,
+    CapacityError,
+    EngineError,
+    EngineProtocolError,
+    ModeldError,
+    SessionFatalError,
+)
 from modeld.session.manifest import Manifest
 from modeld.types import FinishReason, Message, WarningPart
 
@@ -99,6 +107,7 @@ class Scheduler:
         self._active: list[Job] = []
         self._room = Room(self._pool, self._active, shares=backend.shares)
         self._admission = Admission(self._pool, self._active)
+        self._grammars = Grammars(backend, prompts.template, lambda: inbox.put(WAKE))
         self._batches = Batches(self._room, load.batch)
         self._ahead = Ahead(self._pool, prompts, backend)
         self._states = States(self._pool, manifest, send)
@@ -130,6 +139,8 @@ class Scheduler:
             while not self._inbox.empty():
                 self._take(self._inbox.get())
             self._housekeeping.collect()
+            for session in self._grammars.done():
+                self._admission.add(session)
             if self._admission.ready or self._transfers.ready or any(job.runnable for job in self._active):
                 return
             for job in self._active:
@@ -220,10 +231,13 @@ class Scheduler:
             self._transfers.add(job)
         elif not job.computes:
             self._administer(job)
+        elif not self._grammars.ready(job):
+            return  # it is added again when it is
         elif not self._room.may_compute(session, newcomer=True):
             self._admission.wait(session)
         else:
             try:
+                self._grammars.check(job)
                 if not job.target:
                     self._prompts.prepare(job)
                 if self._room.admits(job):
@@ -266,7 +280,9 @@ class Scheduler:
             options = job.request.options
             seed = self._prompts.seed(options)
             sampler = self._backend.sampler(options, seed, job.target)
-            job.stream = Stream(options, seed, job.request.credit, sampler, self._prompts.parser(job))
+            constraint, warnings = self._grammars.constraint(job, self._prompts.parser(job))
+            job.stream = Stream(options, seed, job.request.credit, sampler, self._prompts.parser(job), constraint)
+            job.stream.parts += warnings
             if job.prompt is not None:
                 job.stream.parts += what_left(job)
         self._room.follow(job)
@@ -381,14 +397,21 @@ class Scheduler:
             job.prefilled_at = monotonic()
             job.generated_from, job.text_from = len(session.ids), len(session.text)
         job.again = False
-        token = stream.sampler.sample(row)
-        if self._backend.is_end(token) and not stream.options.ignore_eos:
-            self._finish(job, "stop")
+        try:
+            token = stream.choose(row)
+            if self._backend.is_end(token) and not stream.options.ignore_eos:
+                self._finish(job, "stop")
+                return
+            piece = self._backend.piece(token)
+            session.ids.append(token)
+            session.text += piece
+            matched = stream.push(token, piece)
+        except EngineError as error:
+            stream.finish()
+            close_answer(job, self._pool, cut=False)
+            self._flush(job)
+            self._fail(job, error)
             return
-        piece = self._backend.piece(token)
-        session.ids.append(token)
-        session.text += piece
-        matched = stream.push(piece)
         if matched is not None:
             self._finish(job, "stop", matched)
         elif stream.count == stream.options.max_tokens:
@@ -471,6 +494,7 @@ class Scheduler:
         if job in self._active:
             self._active.remove(job)
         self._transfers.drop(job)
+        self._grammars.forget(job)
         if job.stream is not None:
             job.stream.sampler.close()
         if job in session.jobs:

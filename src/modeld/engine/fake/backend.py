@@ -41,6 +41,11 @@ TEMPLATE = (
 )
 """Runes of the private use area stand where a real model has control tokens. History carries no thinking."""
 
+WORDS = 0x180
+"""Of all runes, those before this one are what an answer in a format is made of."""
+
+_ENDINGS = (ord(END), *map(ord, '"}]'))
+
 
 class FakeRuntime:
     """The fake as a runtime."""
@@ -54,17 +59,29 @@ class FakeRuntime:
 
 
 class FakeSampler:
-    """Reads the next rune of the scripted answer."""
+    """Reads the next rune of the scripted answer, or where that is not allowed, one that comes to an end soon."""
 
     def __init__(self, backend: FakeBackend) -> None:
         self._backend = backend
 
-    def sample(self, row: int) -> int:
+    def sample(self, row: int, allowed: bytes | None = None) -> int:
         """The next rune for the ``row``-th slice with logits."""
-        return self._backend.rows[row]
+        scripted: int = self._backend.rows[row]
+        if allowed is None or _has(allowed, scripted):
+            return scripted
+        if (ending := next((rune for rune in _ENDINGS if _has(allowed, rune)), None)) is not None:
+            return ending
+        bits = int.from_bytes(allowed, "little")
+        # Blanks last: there is no end of them.
+        inked = bits >> ord("!") << ord("!") or bits
+        return (inked & -inked).bit_length() - 1
 
     def close(self) -> None:
         """Nothing to free."""
+
+
+def _has(allowed: bytes, token: int) -> bool:
+    return token < len(allowed) * 8 and bool(allowed[token >> 3] >> (token & 7) & 1)
 
 
 class FakeBackend:
@@ -106,6 +123,12 @@ class FakeBackend:
     def is_end(self, token: int) -> bool:
         """Whether the rune ends a message."""
         return token == ord(END)
+
+    def words(self) -> list[bytes]:
+        """See :meth:`modeld.engine.backend.Vocabulary.words`: Latin letters, and the rune that ends a message."""
+        words = [self.piece(rune) if 0 < rune < WORDS else b"" for rune in range(ord(END) + 1)]
+        words[ord(END)] = b"\xff" + self.piece(ord(END))
+        return words
 
     def step(self, slices: list[Slice]) -> StepResult:
         """Append the tokens to their sequences; a gap or a foreign position fails the step."""

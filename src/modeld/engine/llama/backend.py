@@ -8,7 +8,7 @@ from typing import Any
 
 from modeld.engine.backend import Slice, StepResult
 from modeld.engine.llama.cells import Cells
-from modeld.engine.llama.sampler import LlamaSampler
+from modeld.engine.llama.sampler import LlamaSampler, forbid
 from modeld.engine.protocol import Load
 from modeld.errors import ModelLoadError
 from modeld.types import DecodeOptions
@@ -100,15 +100,30 @@ class LlamaBackend:
     def piece(self, token: int) -> bytes:
         """The bytes a token stands for; those of a control token are its name."""
         if (piece := self._pieces.get(token)) is None:
-            size = 64
-            while True:
-                buffer = ctypes.create_string_buffer(size)
-                count = self._n.llama_token_to_piece(self._vocab, token, buffer, size, 0, True)
-                if count >= 0:
-                    break
-                size = -count
-            piece = self._pieces[token] = buffer.raw[:count]
+            piece = self._pieces[token] = self._spelled(token)
         return piece
+
+    def _spelled(self, token: int) -> bytes:
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = self._n.llama_token_to_piece(self._vocab, token, buffer, size, 0, True)
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count
+
+    def words(self) -> list[bytes]:
+        """See :meth:`modeld.engine.backend.Vocabulary.words`. The vocabulary is only read: any thread may."""
+        native = self._n
+        unused = native.LLAMA_TOKEN_ATTR_UNKNOWN | native.LLAMA_TOKEN_ATTR_UNUSED
+        words = []
+        for token in range(self.vocabulary):
+            attributes = native.llama_vocab_get_attr(self._vocab, token)
+            piece = b"" if attributes & unused else self._spelled(token)
+            # Some vocabularies have plain text among what users defined, such as runs of white space.
+            tag = attributes & native.LLAMA_TOKEN_ATTR_USER_DEFINED and piece[:1] == b"<" and piece[-1:] == b">"
+            words.append(b"\xff" + piece if attributes & native.LLAMA_TOKEN_ATTR_CONTROL or tag else piece)
+        return words
 
     def is_end(self, token: int) -> bool:
         """Whether the model ends its answer with it."""
@@ -149,7 +164,10 @@ class LlamaBackend:
         """A native sampler chain."""
         return LlamaSampler(self._n, self._draw, self.vocabulary, options, seed, history)
 
-    def _draw(self, chain: Any, row: int) -> int:
+    def _draw(self, chain: Any, row: int, allowed: bytes | None) -> int:
+        if allowed is not None:
+            logits = self._n.llama_get_logits_ith(self._context, self._rows[row])
+            forbid(ctypes.addressof(logits.contents), self.vocabulary, allowed)
         return int(self._n.llama_sampler_sample(chain, self._context, self._rows[row]))
 
     def logits(self, row: int) -> list[float]:

@@ -295,11 +295,7 @@ async def test_turns_leave_when_the_option_says_so_and_the_next_turn_finds_the_r
 @pytest.mark.parametrize(
     ("feature", "value"),
     [
-        ("tool_choice", "required"),
-        ("tool_choice", "get_weather"),
-        ("parallel_tool_calls", True),
-        ("parallel_tool_calls", False),
-        ("response_format", ResponseFormat()),
+        ("images", (modeld.ImagePart(b"x", "image/png"),)),
     ],
 )
 async def test_what_no_engine_does_is_an_error_before_anything_is_sent(

@@ -41,7 +41,8 @@ class Made(NamedTuple):
 class Grammars:
     """Belongs to the scheduler's thread, but for what :class:`_Maker` does in its own.
 
-    :param template: says how the model writes calls, and whether its prompt opens the thinking. :param wake: called, in another thread, when one is done.
+    :param template: says how the model writes calls, and whether its prompt opens the thinking.
+    :param wake: called, in another thread, when one is done.
     """
 
     def __init__(self, backend: Backend, template: ChatTemplate, wake: Callable[[], None]) -> None:

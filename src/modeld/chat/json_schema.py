@@ -158,8 +158,9 @@ class _Reader:
     def _number(self, value: object, at: str) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             self._invalid(at, f"a number is wanted, not {type(value).__name__}")
-        if not math.isfinite(value) or abs(value) > MAX_NUMBER:
-            self._invalid(at, f"{value!r} is not between -2**53 and 2**53")
+        # So written, it is true of NaN as well; and a whole number may be too long to be written at all.
+        if not abs(value) <= MAX_NUMBER:
+            self._invalid(at, "a number is between -2**53 and 2**53")
         return value
 
     def _count(self, schema: Schema, key: str, at: str, default: int | None) -> int | None:

@@ -176,6 +176,8 @@ class Constraint:
             self._tail = b""
             return
         if self._phase == "armed":
+            if not piece.strip(b" \t"):
+                return
             self._phase = "free"
             if self._matcher is not None and self._matcher.validate_tokens([token]) == 1:
                 self._phase = "bound"
@@ -184,7 +186,7 @@ class Constraint:
         text, before = self._tail + piece, len(self._tail)
         at = text.rfind(plan.trigger)
         if at + len(plan.trigger) > before and at >= 0 and not (at and text[at - 1] in _QUOTES):
-            rest = text[at + len(plan.trigger) :]
+            rest = text[at + len(plan.trigger) :].strip(b" \t")
             self._matcher = plan.call.deep_copy()
             ids = self._vocabulary.tokenize(rest, add_special=False) if rest else []
             if self._matcher.try_consume_tokens(ids) == len(ids):

@@ -82,7 +82,8 @@ class Grammars:
 
     def constraint(self, job: Job, watch: OutputParser) -> tuple[Constraint | None, tuple[WarningPart, ...]]:
         """What holds the job's answer, and what to tell its reader. :param watch: see :class:`Constraint`."""
-        made = self._asked.pop(job).result() if job in self._asked else None
+        made = self._asked[job].result() if job in self._asked else None
+        self.forget(job)
         if made is None:
             return None, ()
         if made.words is None:

@@ -127,7 +127,7 @@ def test_a_trigger_in_letters_is_a_call_only_if_a_call_follows(calling: Callable
     say(constraint, *"say <tool_call>")
     assert allowed(constraint) == "*"
     say(constraint, *" x and <tool_call>", "\n")
-    assert allowed(constraint) == "\n{"
+    assert allowed(constraint) == "\n {"
     say(constraint, *'{"name": "f", "arguments": {"n":4')
     assert set(allowed(constraint)) >= set("0}")
     assert "." not in allowed(constraint)

@@ -2,7 +2,7 @@
 
     .venv/bin/python bench/grammar_cost.py [--step MODEL.gguf]
 
-Both get the same 200 random schemas (``tests/support/schemas.py``), the same made-up vocabulary of 151,936 tokens and
+Both get the same 200 random schemas (``random_schemas.py``), the same made-up vocabulary of 151,936 tokens and
 the same walk: of the tokens that are allowed one is drawn, evenly; an end that is allowed is drawn every second time.
 Only masks are timed, one for each token. ``--step`` measures a decode step of that model at 100 tokens, with and
 without a format, through the engine's backend.
@@ -28,16 +28,13 @@ import gguf
 import jsonschema
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
-from support.schemas import Maker
-
 from modeld.chat.grammar import check_format, whole_answer
 from modeld.engine.backend import Slice
 from modeld.engine.llama.sampler import forbid
 from modeld.engine.protocol import Load
 from modeld.engine.words import Words
 from modeld.types import DecodeOptions, ResponseFormat
+from random_schemas import Maker
 
 SIZE = 151_936
 STEPS = 100
@@ -71,7 +68,7 @@ class Made:
         return token == SIZE - 1
 
 
-Walker = tuple[Callable[[], np.ndarray[Any, Any]], Callable[[int], None]]
+Walker = tuple[Callable[[], np.ndarray[Any, Any]], Callable[[int], object]]
 """The tokens that are allowed, and that one was taken."""
 
 
@@ -201,7 +198,8 @@ def step(path: Path) -> None:
     sampler = backend.sampler(DecodeOptions(seed=1), 1, [])
     prompt = backend.tokenize(b"river stone lotus " * 25, add_special=False)
     assert backend.step([Slice(0, 0, prompt, True)]).value == "ok"
-    token, spent = 0, {"step": [], "sample": [], "mask": [], "sample with mask": []}
+    token = 0
+    spent: dict[str, list[float]] = {"step": [], "sample": [], "mask": [], "sample with mask": []}
     for index in range(80):
         held = index % 2
         began = time.perf_counter()

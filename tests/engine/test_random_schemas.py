@@ -18,8 +18,8 @@ import pytest
 from modeld.node.node import Node, NodeConfig
 from modeld.session import ModelRef, SessionConfig
 from modeld.types import ChatResult, DecodeOptions, Message, ResponseFormat
+from random_schemas import Maker
 from support.engines import TINY_F16
-from support.schemas import Maker
 
 pytestmark = pytest.mark.anyio
 

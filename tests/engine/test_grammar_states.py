@@ -210,3 +210,21 @@ def test_what_is_wrong_in_itself_needs_no_vocabulary(backend: FakeBackend, monke
         time.sleep(0.001)
     with pytest.raises(InvalidRequestError, match="/type"):
         grammars.check(job)
+
+
+def test_the_largest_schemas_that_are_taken_can_be_held(words: Words) -> None:
+    optional = [{"type": "object", "properties": {f"p{i}_{j}": {"type": "null"} for i in range(120)}} for j in range(5)]
+    schema = {"type": "array", "items": {"anyOf": optional}}
+    repeats = {"type": "string", "pattern": "^((((a{1,1000}){1,1000}){1,1000}b){1,1000})$"}
+    for wanted in (schema, repeats, {"enum": [f"{n} value" for n in range(1900)]}):
+        began = time.perf_counter()
+        rules = check_format(ResponseFormat(schema=wanted)).rules
+        matcher = words.matcher(whole_answer(rules, "", None, words.spell, parallel=True))
+        assert time.perf_counter() - began < 1
+        for _ in range(20):
+            mask = int.from_bytes(matcher.compute_bitmask(), "little")
+            assert mask
+            token = (mask & -mask).bit_length() - 1
+            if token == ord(END):
+                break
+            assert matcher.consume_token(token)

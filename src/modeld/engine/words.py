@@ -17,10 +17,16 @@ SPECIAL: Final = b"\xff"
 
 _BLANKS: Final = frozenset(b" \t\r\n")
 _PLACE: Final = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
+_LINES: Final = re.compile(r"\n\s*\d+ \|")
 _STATES: Final = 20_000
 """Of one answer's matcher, 1 to 2 KiB each."""
 _GRAMMAR: Final = 200_000
-"""Symbols of one grammar. Its other limits are the package's: 50 ms of work to begin with, and 15 ms for a token."""
+"""Symbols of one grammar."""
+_ROW: Final = 10_000
+"""What may come next in it: four for each optional property at that place, of which a schema has 1,000.
+
+The other limits are the package's own: 50 ms of work to begin with, and 15 ms for a token.
+"""
 
 
 class _Tokens:
@@ -68,7 +74,9 @@ class Words:
         everything = (1 << self.size) - 1
         self.every = self._bytes(everything & ~int.from_bytes(self.end, "little"))
         self._tokenizer = LLTokenizer(TokenizerWrapper(_Tokens(words, ends[0])), eos_token=ends)
-        self._limits = LLParserLimits(max_lexer_states=_STATES, max_grammar_size=_GRAMMAR, verbose_errors=False)
+        self._limits = LLParserLimits(
+            max_lexer_states=_STATES, max_grammar_size=_GRAMMAR, max_items_in_row=_ROW, verbose_errors=False
+        )
 
     def mask(self, tokens: Any) -> bytes:
         """Allows these tokens."""
@@ -126,5 +134,5 @@ def lark_from_gbnf(text: str) -> str:
 
 def _first_words(error: str) -> str:
     # Where it was, in a grammar that nobody but us has seen, and behind the first lines that grammar.
-    said = _PLACE.sub("", error.partition("\n   1 | ")[0])
+    said = _LINES.split(_PLACE.sub("", error))[0]
     return " ".join(said.split())[:300]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from modeld.repository import BackendSpec, new_catalog_provider
 from modeld.repository.catalog import built_in_types
-from modeld.repository.options import OPTIONS
+from modeld.repository.options import FEATURES, OPTIONS
 from modeld.repository.provider import WireCatalog
 from modeld.repository.wire import Wire
 
@@ -31,7 +31,8 @@ Written by `python scripts/provider_docs.py` from the tables in the code that de
 **native**: the backend has the option under its own name. **mapped**: it has something that means the same, written
 another way. **error**: it has nothing of the kind; asking for it raises `NotSupportedError` before anything is sent. No
 option is dropped. What a single *model* cannot do (by its listing, or by a table of facts with the vendor's page) is
-refused in the same way; what nobody knows is left to the vendor. `images` are those of messages.
+refused in the same way; what nobody knows is left to the vendor. `images` are those of messages, `strict_tools` is
+`strict=True` of a tool, `text_formats` are a `response_format` with `regex`, `choice` or `ebnf`.
 """
 
 
@@ -49,7 +50,7 @@ def wires() -> dict[str, Wire]:
 def page() -> str:
     """The whole page."""
     found = wires()
-    options = [*OPTIONS, "images"]
+    options = [*OPTIONS, *FEATURES]
     lines = [HEAD, "| option | " + " | ".join(found) + " |", "| --- |" + " --- |" * len(found)]
     for option in options:
         lines.append(f"| `{option}` | " + " | ".join(wire.rules[option].kind for wire in found.values()) + " |")

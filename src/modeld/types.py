@@ -14,6 +14,7 @@ from modeld.errors import InvalidRequestError, NotSupportedError
 from modeld.thinking import parse_think
 
 Role = Literal["system", "user", "assistant", "tool"]
+ResponseKind = Literal["json_schema", "json_object", "regex", "choice", "ebnf"]
 FinishReason = Literal["stop", "length", "context_full", "tool_calls", "refused", "cancelled", "error"]
 
 
@@ -64,11 +65,17 @@ class Message(Struct, frozen=True, omit_defaults=True):
 
 
 class FunctionTool(Struct, frozen=True, omit_defaults=True):
-    """A function a model may call; ``parameters`` is a JSON schema."""
+    """A function a model may call; ``parameters`` is a JSON schema.
+
+    :param strict: ``True``: the arguments fit ``parameters``, or the call is refused before anything is generated;
+        ``False``: they are what the model writes. ``None`` leaves it to the backend; a node holds them to the schema
+        where it can, and warns where it cannot.
+    """
 
     name: str
     description: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
+    strict: bool | None = None
 
 
 class Tool(Struct, frozen=True):
@@ -79,16 +86,39 @@ class Tool(Struct, frozen=True):
 
 
 class ResponseFormat(Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """What an answer must look like.
+    """What an answer must look like: a schema, an expression, some texts or a grammar; without any, a JSON object.
 
     :param schema: a JSON schema; ``None``: any JSON object.
     :param name: of the schema; some vendors show it to the model.
-    :param strict: the vendor must hold the answer to the schema, not only be asked to.
+    :param strict: the vendor must hold the answer to the schema, not only be asked to. A node always does.
+    :param regex: a regular expression that fits the whole answer. :param choice: texts, one of which is the answer.
+    :param ebnf: a grammar in GBNF, llama.cpp's notation (``root ::= ...``).
+    :raises InvalidRequestError: more than one of them.
     """
 
     schema: dict[str, Any] | None = None
     name: str = "answer"
     strict: bool = True
+    regex: str = ""
+    choice: tuple[str, ...] = ()
+    ebnf: str = ""
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("schema", "regex", "choice", "ebnf") if getattr(self, name) not in (None, "", ())]
+        if len(given) > 1:
+            text = f"a response format is one of schema, regex, choice and ebnf, not {' and '.join(given)}"
+            raise InvalidRequestError(text, parameter="response_format")
+
+    @property
+    def kind(self) -> ResponseKind:
+        """Which of them it is."""
+        if self.schema is not None:
+            return "json_schema"
+        if self.regex:
+            return "regex"
+        if self.choice:
+            return "choice"
+        return "ebnf" if self.ebnf else "json_object"
 
 
 class ChatConfig(Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -179,6 +209,9 @@ class DecodeOptions(Struct, frozen=True, omit_defaults=True, kw_only=True):
     :param seed: 0 to 2**32 - 2; ``None`` is random, and the end part reports the seed that was drawn.
     :param stop: a tuple of strings that end the answer; they are not part of it.
     :param ignore_eos: go on after the model's own end; for benchmarks.
+    :param response_format: what the answer must look like, once thinking has ended.
+    :param tool_choice: ``auto``; ``required``: call one of the tools; or the name of the one to call.
+    :param parallel_tool_calls: ``False``: one call at most.
     :raises InvalidRequestError: a value outside its range.
     """
 
@@ -194,6 +227,9 @@ class DecodeOptions(Struct, frozen=True, omit_defaults=True, kw_only=True):
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    response_format: ResponseFormat | None = None
+    tool_choice: str = "auto"
+    parallel_tool_calls: bool = True
 
     def __post_init__(self) -> None:
         checks = (
@@ -208,6 +244,12 @@ class DecodeOptions(Struct, frozen=True, omit_defaults=True, kw_only=True):
             ("penalty_last_n", 0 <= self.penalty_last_n <= 2**20, "between 0 and 1048576"),
             ("seed", self.seed is None or 0 <= self.seed <= 2**32 - 2, "between 0 and 4294967294, or None"),
             ("stop", _are_stops(self.stop), "at most 64 strings of 1 to 1000 characters"),
+            ("tool_choice", self.tool_choice not in ("", "none"), "auto, required or a tool's name"),
+            (
+                "ignore_eos",
+                not (self.ignore_eos and self.response_format),
+                "False where a response_format says the end",
+            ),
         )
         _check_all(self, checks)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import signal
 import subprocess
@@ -249,3 +250,20 @@ def test_wrong_usage_is_exit_2_and_starts_nothing(command: CommandLine, argument
     assert (done.code, done.out) == (2, "")
     assert "Usage: modeld" in done.err
     assert not command.root.exists()
+
+
+@pytest.mark.usefixtures("node")
+def test_a_schema_holds_the_answer_and_a_bad_one_is_wrong_usage(command: CommandLine) -> None:
+    file = command.root / "schema.json"
+    file.write_text('{"type": "object", "properties": {"n": {"type": "integer", "maximum": 9}}, "required": ["n"]}')
+    done = command("run", "tiny", "Count to 12.", "--schema", str(file), "--think", "off")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["n"] <= 9
+    file.write_text('{"properties": {"a": {"not": {}}}}')
+    refused = command("run", "tiny", "Count to 12.", "--schema", str(file))
+    assert (refused.code, refused.out) == (1, "")
+    assert "/properties/a/not" in refused.err
+    for text in ("[1]", "{", "\ud800"):
+        file.write_bytes(text.encode("utf-8", "surrogatepass"))
+        assert command("run", "tiny", "x", "--schema", str(file)).code == 2
+    assert command("run", "tiny", "x", "--schema", str(file) + "x").code == 2

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from modeld import BackendSpec, ContextOverflowError, DecodeOptions, Message, ModelRef, SessionConfig
+from modeld import BackendSpec, ContextOverflowError, DecodeOptions, Message, ModelRef, ResponseFormat, SessionConfig
 from modeld.providers.llama import LlamaWire
 from modeld.providers.node_wire import NODE_RULES, REMEMBERED, SESSION_TTL, WORKSPACE, Tapes
 from modeld.repository import CatalogOptions, RetryPolicy
@@ -101,6 +101,9 @@ async def test_every_sampling_option_arrives_and_what_is_not_set_is_the_engines_
         "presence_penalty": -1.0,
         "repeat_penalty": 1.5,
         "stop": ("END",),
+        "tool_choice": "auto",
+        "parallel_tool_calls": False,
+        "response_format": ResponseFormat(choice=("a", "b")),
     }
     assert values.keys() == {name.partition(".")[2] for name in _wires() if name.startswith("options.")}
     await recorder.ask(model, Message("user", "x"), think="on", **values)

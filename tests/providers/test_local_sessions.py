@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -292,24 +293,23 @@ async def test_turns_leave_when_the_option_says_so_and_the_next_turn_finds_the_r
     assert second.receipt.reused >= first.receipt.resident - len(world.engine.tokenize(first.text))
 
 
-@pytest.mark.parametrize(
-    ("feature", "value"),
-    [
-        ("tool_choice", "required"),
-        ("tool_choice", "get_weather"),
-        ("parallel_tool_calls", True),
-        ("parallel_tool_calls", False),
-        ("response_format", ResponseFormat()),
-    ],
-)
-async def test_what_no_engine_does_is_an_error_before_anything_is_sent(
-    world: World, feature: str, value: object
-) -> None:
-    tools = [world.engine.tool]
-    for call in (world.client().chat, world.client().stream):
-        with pytest.raises(NotSupportedError) as caught:
-            await call([Message("user", "x")], tools=tools, **{feature: value})
-        assert caught.value.feature == feature
+async def test_formats_and_choices_reach_the_engine(world: World) -> None:
+    client, asked = world.client(), [Message("system", "formats"), Message("user", world.engine.asks[0])]
+    said = await client.chat(asked, response_format=ResponseFormat(choice=("left", "right")), **GREEDY)
+    assert said.text in ("left", "right")
+    held = await client.chat(asked, response_format=ResponseFormat(), max_tokens=400, temperature=0)
+    assert held.finish_reason == "length" or isinstance(json.loads(held.text), dict)
+    for choice in ("required", "get_weather"):
+        chosen = {"tools": [world.engine.tool], "tool_choice": choice, "parallel_tool_calls": False}
+        called = await client.chat(asked, **chosen, **GREEDY)
+        assert [call.function.name for call in called.tool_calls] == ["get_weather"]
+
+
+async def test_a_schema_that_no_engine_holds_is_refused(world: World) -> None:
+    wanted = ResponseFormat(schema={"properties": {"a": {"not": {}}}})
+    with pytest.raises(NotSupportedError) as caught:
+        await world.client().chat([Message("user", "x")], response_format=wanted)
+    assert caught.value.details["pointer"] == "/properties/a/not"
 
 
 async def test_values_beyond_the_engines_are_refused(world: World) -> None:

@@ -32,7 +32,7 @@ from modeld.transport.convert import (
     to_bytes,
 )
 from modeld.transport.proto.modeld.v1 import modeld_pb2 as pb
-from modeld.types import ChatConfig, DecodeOptions, Message, ToolCall
+from modeld.types import ChatConfig, DecodeOptions, Message, ResponseFormat, ToolCall
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "proto.py"
 
@@ -86,7 +86,10 @@ CHECKED = {
         "penalty_last_n": st.integers(0, 2**20),
         "seed": st.none() | st.integers(0, 2**32 - 2),
         "stop": st.lists(NAME, max_size=3).map(tuple),
+        "response_format": st.none(),  # beside ignore_eos it is refused; see the test of formats
+        "tool_choice": NAME.filter(lambda name: name != "none"),
     },
+    ResponseFormat: {"regex": st.just(""), "choice": st.just(()), "ebnf": st.just("")},
     ChatConfig: {
         "max_tokens": st.none() | st.integers(1, 2**63 - 1),
         "temperature": st.none() | st.floats(0, 100),
@@ -160,6 +163,23 @@ def test_every_value_survives_the_wire(struct: type[Struct]) -> None:
         assert from_bytes(struct, to_bytes(value)) == value
 
     round_trip()
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        ResponseFormat(),
+        ResponseFormat(schema={"type": "string"}, name="n", strict=False),
+        ResponseFormat(schema={}),
+        ResponseFormat(regex="a+"),
+        ResponseFormat(choice=("a", "b")),
+        ResponseFormat(ebnf='root ::= "a"'),
+    ],
+    ids=lambda wanted: wanted.kind,
+)
+def test_every_format_survives_the_wire(wanted: ResponseFormat) -> None:
+    options = DecodeOptions(response_format=wanted, tool_choice="f", parallel_tool_calls=False)
+    assert from_bytes(DecodeOptions, to_bytes(options)) == options
 
 
 @settings(max_examples=60, deadline=None)

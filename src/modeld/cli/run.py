@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,7 +27,7 @@ from modeld.cli.options import (
 from modeld.cli.remote import BackendOption
 from modeld.errors import InvalidRequestError
 from modeld.session.values import SessionConfig
-from modeld.types import DecodeOptions
+from modeld.types import DecodeOptions, ResponseFormat
 
 if TYPE_CHECKING:
     from modeld.cli.chat import Chat
@@ -61,6 +63,10 @@ def run(
     max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Tokens to generate at most.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Default: random, and reported with --json.")] = None,
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Ends the answer; may be repeated.")] = None,
+    schema: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON schema that the answer fits; {} is any JSON."),
+    ] = None,
     context: ContextOption = 0,
     kv_type: KVTypeOption = "f16",
     shift: ShiftOption = False,
@@ -84,6 +90,7 @@ def run(
             max_tokens=max_tokens,
             seed=seed,
             stop=tuple(stop or ()),
+            response_format=None if schema is None else read_schema(schema),
         )
         config = SessionConfig(
             workspace=workspace,
@@ -134,6 +141,26 @@ async def _ask(chat: Chat, prompt: str) -> int:
 def _session_name(prompt: str | None) -> str:
     # Each terminal has its own: two conversations in one session would cut each other's KV off at every turn.
     return f"{'talk' if prompt is None else 'run'}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def read_schema(file: Path) -> ResponseFormat:
+    """The format that a file of JSON describes.
+
+    :raises InvalidRequestError: it cannot be read, or is no JSON schema of those that an answer can be held to.
+    """
+    from modeld.chat.grammar import check_format
+
+    try:
+        schema = json.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise InvalidRequestError(f"the schema {file} cannot be read: {error.strerror}", parameter="schema") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"{file} is no JSON: {error}", parameter="schema") from error
+    if not isinstance(schema, dict):
+        raise InvalidRequestError(f"{file} holds no JSON object, which a schema is", parameter="schema")
+    wanted = ResponseFormat(schema=schema)
+    check_format(wanted)
+    return wanted
 
 
 def read_stdin() -> str:

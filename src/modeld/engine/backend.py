@@ -64,6 +64,14 @@ class Vocabulary(Protocol):
         """Whether the vocabulary was given it as a whole, as markers are: it is not the same as its text."""
         ...
 
+    def words(self) -> list[bytes]:
+        """The bytes of each token, as a grammar may use them; called once, in another thread, beside :meth:`step`.
+
+        Empty: it is never part of an answer in a format. After a byte FF comes the name of a token that no text is made
+        of; those that end an answer must be among these.
+        """
+        ...
+
 
 class Lexicon(Vocabulary, Protocol):
     """What a model knows of text without its weights."""
@@ -88,8 +96,12 @@ class Lexicon(Vocabulary, Protocol):
 class Sampler(Protocol):
     """Chooses tokens for one stream."""
 
-    def sample(self, row: int) -> int:
-        """A token from the logits of the last step's ``row``-th slice that wanted them."""
+    def sample(self, row: int, allowed: bytes | None = None) -> int:
+        """A token from the logits of the last step's ``row``-th slice that wanted them.
+
+        :param allowed: a bit for each token that may be chosen, the lowest of a byte first; ``None``: any.
+            The logits of the others are lost.
+        """
         ...
 
     def close(self) -> None: ...

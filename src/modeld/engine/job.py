@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 from modeld.chat.parser import OutputParser
 from modeld.chat.stops import SpecialBytes, StopMatcher
 from modeld.engine.backend import Sampler
+from modeld.engine.constraint import Constraint
 from modeld.engine.explain import computed_again, stopped
 from modeld.engine.pace import Pace
 from modeld.engine.protocol import Decode, Prefix, SessionRequest, Suffix, Turn
@@ -31,7 +33,15 @@ from modeld.types import (
 class Stream:
     """Turns sampled tokens into parts, and holds them until the reader may have them."""
 
-    def __init__(self, options: DecodeOptions, seed: int, credit: int, sampler: Sampler, parser: OutputParser) -> None:
+    def __init__(
+        self,
+        options: DecodeOptions,
+        seed: int,
+        credit: int,
+        sampler: Sampler,
+        parser: OutputParser,
+        constraint: Constraint | None = None,
+    ) -> None:
         self.options = options
         self.seed = seed
         self.credit = credit
@@ -50,9 +60,25 @@ class Stream:
         self.said: list[str] = []
         # End of each token in the bytes generated, so that a stop string can be cut off the tape.
         self.token_ends: list[int] = []
+        self._constraint = constraint
+        # Where in the bytes generated text begins that is not parsed, and what reads it once some of it has come.
+        self._plain_from: int | None = None
+        self._plain = getincrementaldecoder("utf-8")("replace")
+        self._parsed = False
 
-    def push(self, piece: bytes, special: bool) -> str | None:
-        """Take a token's bytes, and whether it is a special one; the stop string that they completed, if any."""
+    def choose(self, row: int) -> int:
+        """The next token. :raises EngineError: the answer's format cannot go on."""
+        return self.sampler.sample(row, self._constraint.allowed() if self._constraint is not None else None)
+
+    def push(self, token: int, piece: bytes, special: bool) -> str | None:
+        """Take a token, and whether it is a special one; the stop string that its bytes completed, if any.
+
+        :raises EngineError: as :meth:`choose`.
+        """
+        if self._constraint is not None:
+            self._constraint.took(token, piece)
+            if self._constraint.plain and self._plain_from is None:
+                self._plain_from = self.token_ends[-1] if self.token_ends else 0
         self.count += 1
         self.credit -= 1
         self.tokens_ready += 1
@@ -61,25 +87,42 @@ class Stream:
         if special and piece:
             self._special.add(start, start + len(piece))
         passed, matched = self.matcher.feed(piece)
-        self._parse(passed)
+        self._read(passed)
         if self.parser.in_thinking:
             self.thinking_tokens += 1
         return matched
 
     def finish(self) -> None:
         """No more tokens come: give out what was held back."""
-        self._parse(self.matcher.finish(), last=True)
-        self._emit(self.parser.finish())
+        self._read(self.matcher.finish(), last=True)
+        if self._parsed:
+            self._say(self._plain.decode(b"", True))
+        else:
+            self._emit(self.parser.finish())
+
+    def _read(self, passed: bytes, *, last: bool = False) -> None:
+        """Parse what no stop string is part of, up to where the answer is plain."""
+        plain = len(passed)
+        if self._plain_from is not None:
+            plain = max(0, self._plain_from - (self.matcher.passed - len(passed)))
+        if not self._parsed:
+            for data, special in self._special.pieces(passed[:plain], last=last or plain < len(passed)):
+                self._emit(self.parser.feed(data, special))
+        if passed[plain:]:
+            if not self._parsed:
+                self._emit(self.parser.finish())
+                self._parsed = True
+            self._say(self._plain.decode(passed[plain:]))
+
+    def _say(self, text: str) -> None:
+        if text:
+            self._emit([TextPart(text)])
 
     def take(self) -> tuple[tuple[StreamPart, ...], int]:
         """The parts that are ready, and the tokens they stand for."""
         parts, tokens = tuple(self.parts), self.tokens_ready
         self.parts, self.tokens_ready, self.flushed = [], 0, monotonic()
         return parts, tokens
-
-    def _parse(self, passed: bytes, *, last: bool = False) -> None:
-        for data, special in self._special.pieces(passed, last=last):
-            self._emit(self.parser.feed(data, special))
 
     def _emit(self, parts: list[StreamPart]) -> None:
         for part in parts:

@@ -266,6 +266,11 @@ class Prompts:
         """The seed asked for, or a random one."""
         return secrets.randbelow(2**32 - 1) if options.seed is None else options.seed
 
+    @property
+    def template(self) -> ChatTemplate:
+        """The model's own, or the default."""
+        return self._template
+
     def parser(self, job: Job) -> OutputParser:
         """A parser for what the model will write after the job's prompt."""
         session = job.session

@@ -23,6 +23,7 @@ from modeld.engine.batch import Batches, Entry
 from modeld.engine.checkpoints import Checkpoints
 from modeld.engine.control import Control
 from modeld.engine.explain import cannot_rewind, kv_gone, why_stopped
+from modeld.engine.grammars import Grammars
 from modeld.engine.housekeeping import Housekeeping
 from modeld.engine.job import Job, Stream
 from modeld.engine.pool import Pool
@@ -64,7 +65,14 @@ from modeld.engine.states import States
 from modeld.engine.texts import Texts
 from modeld.engine.tiers import open_tiers
 from modeld.engine.transfers import WAKE, Disk, Transfers
-from modeld.errors import CancelledError, CapacityError, EngineProtocolError, ModeldError, SessionFatalError
+from modeld.errors import (
+    CancelledError,
+    CapacityError,
+    EngineError,
+    EngineProtocolError,
+    ModeldError,
+    SessionFatalError,
+)
 from modeld.session.manifest import Manifest
 from modeld.types import FinishReason, Message, WarningPart
 
@@ -107,6 +115,7 @@ class Scheduler:
         self._active: list[Job] = []
         self._room = Room(self._pool, self._active, shares=backend.shares)
         self._admission = Admission(self._pool, self._active)
+        self._grammars = Grammars(backend, prompts.template, lambda: inbox.put(WAKE))
         self._batches = Batches(self._room, load.batch)
         self._ahead = Ahead(self._pool, prompts, backend)
         self._states = States(self._pool, manifest, send)
@@ -139,6 +148,8 @@ class Scheduler:
             while not self._inbox.empty():
                 self._take(self._inbox.get())
             self._housekeeping.collect()
+            for session in self._grammars.done():
+                self._admission.add(session)
             ready = self._admission.ready or self._transfers.ready or self._texts.ready
             if ready or any(job.runnable for job in self._active):
                 return
@@ -236,10 +247,13 @@ class Scheduler:
             self._transfers.add(job)
         elif not job.computes:
             self._administer(job)
+        elif not self._grammars.ready(job):
+            return  # it is added again when it is
         elif not self._room.may_compute(session, newcomer=True):
             self._admission.wait(session)
         else:
             try:
+                self._grammars.check(job)
                 if not job.target:
                     self._prompts.prepare(job)
                 if self._room.admits(job):
@@ -283,7 +297,9 @@ class Scheduler:
             options = job.request.options
             seed = self._prompts.seed(options)
             sampler = self._backend.sampler(options, seed, job.target)
-            job.stream = Stream(options, seed, job.request.credit, sampler, self._prompts.parser(job))
+            constraint, warnings = self._grammars.constraint(job, self._prompts.parser(job))
+            job.stream = Stream(options, seed, job.request.credit, sampler, self._prompts.parser(job), constraint)
+            job.stream.parts += warnings
             if job.prompt is not None:
                 job.stream.parts += what_left(job)
         self._room.follow(job)
@@ -402,14 +418,21 @@ class Scheduler:
             job.prefilled_at = monotonic()
             job.generated_from, job.text_from = len(session.ids), len(session.text)
         job.again = False
-        token = stream.sampler.sample(row)
-        if self._backend.is_end(token) and not stream.options.ignore_eos:
-            self._finish(job, "stop")
+        try:
+            token = stream.choose(row)
+            if self._backend.is_end(token) and not stream.options.ignore_eos:
+                self._finish(job, "stop")
+                return
+            piece = self._backend.piece(token)
+            session.ids.append(token)
+            session.text += piece
+            matched = stream.push(token, piece, self._backend.is_special(token))
+        except EngineError as error:
+            stream.finish()
+            close_answer(job, self._pool, cut=False)
+            self._flush(job)
+            self._fail(job, error)
             return
-        piece = self._backend.piece(token)
-        session.ids.append(token)
-        session.text += piece
-        matched = stream.push(piece, self._backend.is_special(token))
         if matched is not None:
             self._finish(job, "stop", matched)
         elif stream.count == stream.options.max_tokens:
@@ -492,6 +515,7 @@ class Scheduler:
         if job in self._active:
             self._active.remove(job)
         self._transfers.drop(job)
+        self._grammars.forget(job)
         if job.stream is not None:
             job.stream.sampler.close()
         if job in session.jobs:

@@ -311,6 +311,8 @@ def _tool(tool: Tool, names: ToolNames) -> dict[str, Any]:
         function["description"] = tool.function.description
     if tool.function.parameters:
         function["parameters"] = tool.function.parameters
+    if tool.function.strict:
+        function["strict"] = True
     return {"type": "function", "function": function}
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec import Struct, structs
 
-from modeld.errors import BackendError, BackendMismatchError, ModeldError, ModelError, NodeError, NotSupportedError
+from modeld.errors import BackendError, BackendMismatchError, ModeldError, ModelError, NodeError
 from modeld.providers.facts import observe
 from modeld.repository.options import make_rules, mapped, native, refused
 from modeld.repository.values import CapabilityConfig, EmbedResult, Evidence, ObservedModel
@@ -36,7 +36,6 @@ SESSION_TTL: Final = 3600.0
 REMEMBERED: Final = 1024
 """Beginnings of conversations kept; one is some 200 bytes."""
 
-_LATER: Final = "the node's engines have no grammars yet"
 NODE_RULES: Final = make_rules(
     temperature=native("options.temperature"),
     max_tokens=native("options.max_tokens"),
@@ -49,9 +48,13 @@ NODE_RULES: Final = make_rules(
     presence_penalty=native("options.presence_penalty"),
     repeat_penalty=native("options.repeat_penalty"),
     tools=native("tools"),
-    tool_choice=mapped("tools", f"none: no tools are offered; auto: as without it; others are an error: {_LATER}"),
-    parallel_tool_calls=refused(_LATER),
-    response_format=refused(_LATER),
+    tool_choice=mapped("options.tool_choice", "none: no tools are offered; it is not sent"),
+    parallel_tool_calls=native("options.parallel_tool_calls"),
+    response_format=mapped(
+        "options.response_format", "always strict; the schema and its name are not shown to the model"
+    ),
+    strict_tools=native("tools[].strict"),
+    text_formats=native("options.response_format"),
     think=native("think"),
     shift=native("shift"),
     truncate=native("truncate"),
@@ -149,17 +152,13 @@ def decode_options(config: ChatConfig) -> DecodeOptions:
     :raises InvalidRequestError: a value is beyond what the engines take, such as a seed above 2**32 - 2.
     """
     values = {name: getattr(config, name) for name in _SAMPLING}
+    if config.tool_choice == "none":
+        values["tool_choice"] = None
     return DecodeOptions(**{name: value for name, value in values.items() if value is not None})
 
 
 def _tools(call: Call) -> tuple[Tool, ...]:
-    """The tools to offer. :raises NotSupportedError: the model shall be forced to call one."""
-    config = call.config
-    for feature, value in (("tool_choice", config.tool_choice), ("parallel_tool_calls", config.parallel_tool_calls)):
-        if value not in (None, "auto", "none"):
-            text = f"{call.model.name} cannot do {feature}={value!r}: {_LATER}"
-            raise NotSupportedError(text, feature=feature, model=call.model.name)
-    return () if config.tool_choice == "none" else config.tools
+    return () if call.config.tool_choice == "none" else call.config.tools
 
 
 def _sent(message: Message) -> Message:

@@ -61,6 +61,7 @@ RULES: Final = chat_rules(
     stop=mapped("stop", "at most 4; models of the Responses API have none: an error"),
     frequency_penalty=mapped("frequency_penalty", "models of the Responses API have none: an error"),
     presence_penalty=mapped("presence_penalty", "models of the Responses API have none: an error"),
+    strict_tools=native("tools[].strict"),
     response_format=mapped("response_format | text.format", "json_schema; json_object without a schema"),
     think=mapped("reasoning_effort | reasoning.effort", "auto sends nothing; a level a model lacks is an error"),
     images=mapped("messages | input", "a data URI, in messages of the user"),

@@ -126,7 +126,7 @@ def _tool(tool: Tool, names: ToolNames) -> dict[str, Any]:
         "name": names.sent(function.name),
         "parameters": function.parameters or {"type": "object", "properties": {}},
         # Left out it means true here, and a schema outside the vendor's subset is then refused.
-        "strict": False,
+        "strict": bool(function.strict),
     }
     return body | ({"description": function.description} if function.description else {})
 

@@ -15,7 +15,11 @@ from modeld.errors import InvalidRequestError, NotSupportedError
 from modeld.types import ChatConfig
 
 OPTIONS: Final = tuple(name for name in ChatConfig.__struct_fields__)
-"""Every option; ``images`` of messages comes on top in the rules."""
+"""Every option; :data:`FEATURES` come on top in the rules."""
+
+FEATURES: Final = ("images", "strict_tools", "text_formats")
+"""What is asked for inside of something else: ``images`` of messages, ``strict`` of a tool that is true, and a
+``response_format`` of text: regex, choice or ebnf."""
 
 Kind = Literal["native", "mapped", "error"]
 
@@ -50,12 +54,17 @@ def refused(note: str) -> Rule:
 
 
 def make_rules(**rules: Rule) -> Rules:
-    """The rules of one wire, complete.
+    """The rules of one wire, complete. Of ``strict_tools`` and ``text_formats`` the default is an error.
 
     :raises InvalidRequestError: an option has no rule, or a rule no option.
     """
-    wanted = {*OPTIONS, "images"}
-    full = {"timeout": Rule("mapped", "", "a deadline on this side; the request is closed when it passes"), **rules}
+    wanted = {*OPTIONS, *FEATURES}
+    full = {
+        "timeout": Rule("mapped", "", "a deadline on this side; the request is closed when it passes"),
+        "strict_tools": refused("arguments are what the model writes"),
+        "text_formats": refused("a response format is JSON"),
+        **rules,
+    }
     if full.keys() != wanted:
         raise InvalidRequestError(f"rules and options differ: {sorted(full.keys() ^ wanted)}", parameter="rules")
     return full
@@ -80,6 +89,14 @@ def check_options(backend: str, rules: Rules, config: ChatConfig) -> None:
             raise NotSupportedError(
                 f"{backend} cannot do {name}={_short(value)}: {rules[name].note}", feature=name, backend=backend
             )
+    wanted = config.response_format
+    asked = {
+        "strict_tools": any(tool.function.strict for tool in config.tools),
+        "text_formats": wanted is not None and not wanted.kind.startswith("json"),
+    }
+    for name, value in asked.items():
+        if value and rules[name].kind == "error":
+            raise NotSupportedError(f"{backend} has no {name}: {rules[name].note}", feature=name, backend=backend)
 
 
 def _short(value: object) -> str:

@@ -26,6 +26,8 @@ from modeld.engine.fake.settings import fake_settings
 from modeld.engine.protocol import Device, Load
 from modeld.types import DecodeOptions
 
+_ENDINGS = (ord(END), *map(ord, '"}]'))
+
 
 class FakeRuntime:
     """The fake as a runtime."""
@@ -47,17 +49,29 @@ class FakeRuntime:
 
 
 class FakeSampler:
-    """Reads the next rune of the scripted answer."""
+    """Reads the next rune of the scripted answer, or where that is not allowed, one that comes to an end soon."""
 
     def __init__(self, backend: FakeBackend) -> None:
         self._backend = backend
 
-    def sample(self, row: int) -> int:
+    def sample(self, row: int, allowed: bytes | None = None) -> int:
         """The next rune for the ``row``-th slice with logits."""
-        return self._backend.rows[row]
+        scripted: int = self._backend.rows[row]
+        if allowed is None or _has(allowed, scripted):
+            return scripted
+        if (ending := next((rune for rune in _ENDINGS if _has(allowed, rune)), None)) is not None:
+            return ending
+        bits = int.from_bytes(allowed, "little")
+        # Blanks last: there is no end of them.
+        inked = bits >> ord("!") << ord("!") or bits
+        return (inked & -inked).bit_length() - 1
 
     def close(self) -> None:
         """Nothing to free."""
+
+
+def _has(allowed: bytes, token: int) -> bool:
+    return token < len(allowed) * 8 and bool(allowed[token >> 3] >> (token & 7) & 1)
 
 
 class FakeBackend(FakeLexicon):

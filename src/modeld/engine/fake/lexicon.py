@@ -22,6 +22,10 @@ TEMPLATE = (
 """Runes of the private use area stand where a real model has control tokens. History carries no thinking."""
 
 
+WORDS = 0x180
+"""Of all runes, those before this one are what an answer in a format is made of."""
+
+
 class FakeLexicon:
     """Runes as tokens."""
 
@@ -50,6 +54,12 @@ class FakeLexicon:
     def is_special(self, token: int) -> bool:
         """Whether the rune stands where a real model has a control token."""
         return token in (ord(START), ord(END))
+
+    def words(self) -> list[bytes]:
+        """See :meth:`modeld.engine.backend.Vocabulary.words`: Latin letters, and the rune that ends a message."""
+        words = [self.piece(rune) if 0 < rune < WORDS else b"" for rune in range(ord(END) + 1)]
+        words[ord(END)] = b"\xff" + self.piece(ord(END))
+        return words
 
     def close(self) -> None:
         """Nothing to free."""

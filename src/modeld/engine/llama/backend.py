@@ -8,7 +8,7 @@ from typing import Any
 from modeld.engine.backend import Slice, StepResult
 from modeld.engine.llama.cells import Cells
 from modeld.engine.llama.lexicon import LlamaLexicon
-from modeld.engine.llama.sampler import LlamaSampler
+from modeld.engine.llama.sampler import LlamaSampler, forbid
 from modeld.engine.protocol import Load
 from modeld.errors import ModelLoadError
 from modeld.types import DecodeOptions
@@ -87,7 +87,10 @@ class LlamaBackend(LlamaLexicon):
         """A native sampler chain."""
         return LlamaSampler(self._n, self._draw, self.vocabulary, options, seed, history)
 
-    def _draw(self, chain: Any, row: int) -> int:
+    def _draw(self, chain: Any, row: int, allowed: bytes | None) -> int:
+        if allowed is not None:
+            logits = self._n.llama_get_logits_ith(self._context, self._rows[row])
+            forbid(ctypes.addressof(logits.contents), self.vocabulary, allowed)
         return int(self._n.llama_sampler_sample(chain, self._context, self._rows[row]))
 
     def logits(self, row: int) -> list[float]:

@@ -72,15 +72,30 @@ class LlamaLexicon:
     def piece(self, token: int) -> bytes:
         """The bytes a token stands for; those of a control token are its name."""
         if (piece := self._pieces.get(token)) is None:
-            size = 64
-            while True:
-                buffer = ctypes.create_string_buffer(size)
-                count = self._n.llama_token_to_piece(self._vocab, token, buffer, size, 0, True)
-                if count >= 0:
-                    break
-                size = -count
-            piece = self._pieces[token] = buffer.raw[:count]
+            piece = self._pieces[token] = self._spelled(token)
         return piece
+
+    def _spelled(self, token: int) -> bytes:
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = self._n.llama_token_to_piece(self._vocab, token, buffer, size, 0, True)
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count
+
+    def words(self) -> list[bytes]:
+        """See :meth:`modeld.engine.backend.Vocabulary.words`. The vocabulary is only read: any thread may."""
+        native = self._n
+        unused = native.LLAMA_TOKEN_ATTR_UNKNOWN | native.LLAMA_TOKEN_ATTR_UNUSED
+        words = []
+        for token in range(self.vocabulary):
+            attributes = native.llama_vocab_get_attr(self._vocab, token)
+            piece = b"" if attributes & unused else self._spelled(token)
+            # Some vocabularies have plain text among what users defined, such as runs of white space.
+            tag = attributes & native.LLAMA_TOKEN_ATTR_USER_DEFINED and piece[:1] == b"<" and piece[-1:] == b">"
+            words.append(b"\xff" + piece if attributes & native.LLAMA_TOKEN_ATTR_CONTROL or tag else piece)
+        return words
 
     def is_end(self, token: int) -> bool:
         """Whether the model ends its answer with it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ class LlamaSampler:
     def __init__(
         self,
         native: Any,
-        draw: Callable[[Any, int], int],
+        draw: Callable[[Any, int, bytes | None], int],
         vocabulary: int,
         options: DecodeOptions,
         seed: int,
@@ -29,13 +30,23 @@ class LlamaSampler:
             for token in history[-options.penalty_last_n :]:
                 native.llama_sampler_accept(self._chain, token)
 
-    def sample(self, row: int) -> int:
+    def sample(self, row: int, allowed: bytes | None = None) -> int:
         """A token. ``llama_sampler_sample`` also accepts it: accepting again would count it twice."""
-        return self._draw(self._chain, row)
+        return self._draw(self._chain, row, allowed)
 
     def close(self) -> None:
         """Free the chain and its links."""
         self._n.llama_sampler_free(self._chain)
+
+
+def forbid(logits: int, count: int, allowed: bytes) -> None:
+    """Make all of ``count`` logits at an address minus infinity whose bit in ``allowed`` is not set."""
+    import numpy  # the binding has it already
+
+    # A view, not a copy: the sampler reads what stands there.
+    view = numpy.ctypeslib.as_array((ctypes.c_float * count).from_address(logits))
+    bits = numpy.unpackbits(numpy.frombuffer(allowed, numpy.uint8), count=count, bitorder="little")
+    numpy.putmask(view, bits == 0, -numpy.inf)
 
 
 def _penalizes(options: DecodeOptions) -> bool:

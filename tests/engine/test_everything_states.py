@@ -25,7 +25,7 @@ from modeld.engine.block_files import read_block, read_header
 from modeld.engine.blocks import descendants
 from modeld.engine.checkpoints import Checkpoints
 from modeld.engine.disk_thread import DiskThread
-from modeld.engine.fake.backend import START
+from modeld.engine.fake.lexicon import START
 from modeld.engine.protocol import (
     Audit,
     Decode,

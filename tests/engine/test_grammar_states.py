@@ -13,7 +13,8 @@ from modeld.chat.grammar import call_rules, check_format, check_tool, rest_of_ca
 from modeld.chat.parser import OutputParser, make_parser
 from modeld.chat.template import ChatTemplate
 from modeld.engine.constraint import Constraint, Plan
-from modeld.engine.fake.backend import END, TEMPLATE, FakeBackend
+from modeld.engine.fake.backend import FakeBackend
+from modeld.engine.fake.lexicon import END, TEMPLATE
 from modeld.engine.grammars import Grammars
 from modeld.engine.job import Job
 from modeld.engine.protocol import Load, Turn

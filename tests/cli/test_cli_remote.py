@@ -322,4 +322,5 @@ def test_draining_ends_where_an_answer_does_not(command: CommandLine, node: subp
     child.kill()
     child.wait(10)
     # The client may have started a successor to go on with.
-    assert command("stop").code == 0
+    stopped = command("stop")
+    assert stopped.code == 0 or "no node is running" in stopped.err

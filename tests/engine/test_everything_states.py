@@ -115,6 +115,13 @@ class BusyEngine(Engine):
             return False
         return True
 
+    def end(self) -> None:
+        """The process is killed: a kernel closes its files. What they hold may be anything."""
+        if (running := self.scheduler._transfers._running) is not None:
+            running.close()
+        while self.transfers.todo:
+            self.transfers.step()
+
     def ask_nothing(self) -> None:
         self.ask(WAKE)
 
@@ -152,12 +159,15 @@ class Everything(ShiftingSessions):
         self.start()
 
     def teardown(self) -> None:
+        self.engine.end()
         for patch in self.patches:
             patch.stop()
         self.folder.cleanup()
 
     def start(self) -> None:
         """A new engine; sessions are told to it before their first request."""
+        if isinstance(self.engine, BusyEngine):
+            self.engine.end()
         self.engine: BusyEngine = BusyEngine(self.load)
         self.spoilt = False
         self.asked.clear()

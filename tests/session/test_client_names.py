@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from modeld.engine.protocol import Decode, Prefix, Request, Suffix, Turn, encode_request
 from modeld.node import engine_process
+from modeld.transport.grpc.callers import introduction
 from modeld.types import Message
 from support.engines import ENGINES
 
@@ -47,5 +47,5 @@ async def test_engine_hears_who_calls(tmp_path: Path, way: str) -> None:
     if way == "in-process":
         assert client == ""
     else:
+        assert client.endswith(introduction()[1])
         assert str(os.getpid()) in client.split()
-        assert Path(sys.argv[0]).name in client

@@ -36,7 +36,7 @@ def stream(*stop: str) -> Stream:
 def told(stream: Stream, *tokens: str) -> list[StreamPart]:
     """What comes of tokens; those of ``SPECIAL`` are special unless a ``~`` says that they are text."""
     for token in tokens:
-        if stream.push(token.removeprefix("~").encode(), token in SPECIAL) is not None:
+        if stream.push(0, token.removeprefix("~").encode(), token in SPECIAL) is not None:
             break
     stream.finish()
     return list(stream.take()[0])

@@ -196,7 +196,7 @@ async def test_name_of_a_session_is_never_a_path(node: Node, tmp_path: Path, nam
     assert left(node) == [f"{saved.id}.snap"]
     restored = await (await node.open_session("fake", came.config)).restore(came.id)
     assert restored.receipt.restored == saved.tokens
-    assert set(os.listdir(tmp_path)) <= {"snapshots", "engine.lock", "digests.json", "models"}
+    assert set(os.listdir(tmp_path)) <= {"snapshots", "engine.lock", "digests.json", "models", "template-facts.json"}
 
 
 Session_ = dict[str, Any]

@@ -16,7 +16,7 @@ import pytest
 
 from modeld.transport.security import IDENTITY_NAME, TOKEN_NAME, read_token
 
-from .conftest import CommandLine, alive
+from .conftest import CommandLine, alive, wait_for
 
 BEYOND = "192.0.2.77"
 """Of no machine (RFC 5737): whatever would speak to it is seen by its refusal."""
@@ -321,6 +321,10 @@ def test_draining_ends_where_an_answer_does_not(command: CommandLine, node: subp
     assert 4 < time.monotonic() - began < 30
     child.kill()
     child.wait(10)
-    # The client may have started a successor to go on with.
-    stopped = command("stop")
-    assert stopped.code == 0 or "no node is running" in stopped.err
+
+    def ended() -> bool:
+        """The client may have started a successor to go on with, which may still be starting."""
+        stopped = command("stop")
+        return stopped.code == 0 or "no node is running" in stopped.err
+
+    wait_for(ended, "a successor is still there")

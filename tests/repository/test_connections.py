@@ -77,6 +77,22 @@ async def test_each_loop_has_a_client_of_its_own() -> None:
     await connections.aclose()
 
 
+async def test_a_client_that_another_loop_asked_to_close_is_closed_when_closing_here_returns() -> None:
+    made = Made()
+
+    async def slowly(client: Sdk) -> None:
+        await asyncio.sleep(0.05)
+        await made.close(client)
+
+    connections = Connections(made.open, slowly)
+    async with connections.use() as ours:
+        pass
+    await asyncio.to_thread(lambda: asyncio.run(connections.aclose()))
+    assert ours.closed == 0
+    await connections.aclose()
+    assert ours.closed == 1
+
+
 async def test_a_client_that_is_not_ours_stays_open() -> None:
     made = Made()
     connections = Connections(made.open, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from importlib import import_module
 from types import ModuleType
@@ -51,6 +52,7 @@ class Connections(Generic[T]):
         self._close = close
         self._lock = threading.Lock()
         self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, _Connection[T]] = WeakKeyDictionary()
+        self._ending: WeakKeyDictionary[asyncio.AbstractEventLoop, list[Future[None]]] = WeakKeyDictionary()
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[T]:
@@ -90,9 +92,14 @@ class Connections(Generic[T]):
             await self._close(client)
 
     async def aclose(self) -> None:
-        """Close the clients that nobody uses, the others when their last call ends. A later call opens a new one."""
+        """Close the clients that nobody uses, the others when their last call ends. A later call opens a new one.
+
+        Those of the running loop are closed when it returns; another loop closes its own when it comes to it, and may
+        never run again, so nobody waits for that but ``aclose()`` in that loop.
+        """
         here = asyncio.get_running_loop()
         with self._lock:
+            ending = self._ending.pop(here, [])
             retired = dict(self._by_loop)
             self._by_loop.clear()
             for connection in retired.values():
@@ -102,8 +109,13 @@ class Connections(Generic[T]):
             if loop is here:
                 await self._end(connection)
             elif not loop.is_closed():
-                ending = self._end(connection)
+                end = self._end(connection)
                 try:
-                    asyncio.run_coroutine_threadsafe(ending, loop)
+                    future = asyncio.run_coroutine_threadsafe(end, loop)
                 except RuntimeError:
-                    ending.close()  # its thread closed the loop meanwhile
+                    end.close()  # its thread closed the loop meanwhile
+                    continue
+                with self._lock:
+                    self._ending.setdefault(loop, []).append(future)
+        for future in ending:
+            await asyncio.wrap_future(future)

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
 from functools import partial, wraps
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, TypeVarTuple
 
 from anyio import to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from modeld import client
+from modeld.errors import InvalidRequestError
 from modeld.node.gateway import RepositoryService
 from modeld.repository.contract import AnswerStream
 from modeld.session.contract import ModelService, PartStream, Session
@@ -37,12 +38,34 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Args = TypeVarTuple("Args")
+
+
+class _Portal:
+    """The way into the event loop's thread, and whether it is still there."""
+
+    def __init__(self, inner: BlockingPortal) -> None:
+        self._inner = inner
+        self.closed = False
+
+    def call(self, function: Callable[[*Args], Awaitable[R]], /, *args: *Args) -> R:
+        """The function's result, waited for.
+
+        :raises InvalidRequestError: the client was closed.
+        """
+        try:
+            if not self.closed:
+                return self._inner.call(function, *args)
+        except RuntimeError:
+            if not self.closed:
+                raise
+        raise InvalidRequestError("this connection was closed; connect again")
 
 
 class _Facade:
     """Something of the event loop, and the portal that leads there. Any: the methods below name what they call."""
 
-    def __init__(self, portal: BlockingPortal, inner: Any) -> None:
+    def __init__(self, portal: _Portal, inner: Any) -> None:
         self._portal = portal
         self._inner = inner
 
@@ -102,7 +125,7 @@ class SyncAnswer(_Facade):
 
     _inner: BatchedStream
 
-    def __init__(self, portal: BlockingPortal, inner: BatchedStream) -> None:
+    def __init__(self, portal: _Portal, inner: BatchedStream) -> None:
         super().__init__(portal, inner)
         self._ready: deque[StreamPart] = deque()
 
@@ -120,9 +143,10 @@ class SyncAnswer(_Facade):
     join = _blocking(PartStream.join)
 
     def close(self) -> None:
-        """Cancel if it still runs, and forget the stream."""
+        """Cancel if it still runs, and forget the stream. Closing the client has done that already."""
         self._ready.clear()
-        self._portal.call(self._inner.aclose)
+        if not self._portal.closed:
+            self._portal.call(self._inner.aclose)
 
     def __enter__(self) -> Self:
         return self
@@ -182,7 +206,7 @@ class SyncClient(_Facade):
 
     _inner: LeaderNode
 
-    def __init__(self, portal: BlockingPortal, inner: LeaderNode, resources: contextlib.ExitStack) -> None:
+    def __init__(self, portal: _Portal, inner: LeaderNode, resources: contextlib.ExitStack) -> None:
         super().__init__(portal, inner)
         self._resources = resources
 
@@ -215,12 +239,13 @@ class SyncClient(_Facade):
 
     def export_snapshot(self, snapshot_id: str) -> Generator[bytes, None, None]:
         """The file of a snapshot, in pieces. See :meth:`modeld.session.ModelService.export_snapshot`."""
-        pieces = self._portal.call(self._inner.export_snapshot, snapshot_id)
+        pieces: AsyncGenerator[bytes, None] = self._run("export_snapshot", snapshot_id)
         try:
             while (data := self._portal.call(anext, pieces, None)) is not None:
                 yield data
         finally:
-            self._portal.call(pieces.aclose)
+            if not self._portal.closed:
+                self._portal.call(pieces.aclose)
 
     def import_snapshot(self, data: Iterable[bytes], *, snapshot_id: str = "") -> SnapshotInfo:
         """Store a snapshot's file. See :meth:`modeld.session.ModelService.import_snapshot`."""
@@ -236,7 +261,11 @@ class SyncClient(_Facade):
         self._portal.call(self._inner.shutdown)
 
     def close(self) -> None:
-        """Close connection and thread. Calls that still run fail with ``unreachable``. Safe to call twice."""
+        """Close connection and thread. Calls that still run fail with ``unreachable``. Safe to call twice.
+
+        Sessions and streams of it, and what it is asked afterwards, raise :class:`modeld.InvalidRequestError`.
+        """
+        self._portal.closed = True
         self._resources.close()
 
     def __enter__(self) -> Self:
@@ -262,7 +291,7 @@ def _connecting(function: Callable[P, Awaitable[LeaderNode]]) -> Callable[P, Syn
             portal = stack.enter_context(start_blocking_portal())
             node = portal.call(partial(function, *args, **kwargs))
             stack.callback(portal.call, node.aclose)
-            return SyncClient(portal, node, stack.pop_all())
+            return SyncClient(_Portal(portal), node, stack.pop_all())
 
     return call
 

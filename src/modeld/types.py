@@ -16,6 +16,14 @@ from modeld.thinking import parse_think
 Role = Literal["system", "user", "assistant", "tool"]
 ResponseKind = Literal["json_schema", "json_object", "regex", "choice", "ebnf"]
 FinishReason = Literal["stop", "length", "context_full", "tool_calls", "refused", "cancelled", "error"]
+"""Why an answer ended.
+
+``stop``: the model ended it, or a stop string did. ``length``: ``max_tokens``. ``context_full``: the window.
+``tool_calls``: the model ended it, and calls tools. ``cancelled``: the caller.
+``refused``: a vendor's model or filter declined; a model on a node declines in words, which is a ``stop``.
+``error``: a vendor ended an answer that had broken off, and sent no error: what came is not the whole. Whatever else
+fails, and all that fails on a node, is raised instead.
+"""
 
 
 class FunctionCall(Struct, frozen=True, omit_defaults=True):
@@ -259,14 +267,26 @@ def _are_stops(stop: object) -> bool:
 
 
 class Usage(Struct, frozen=True, kw_only=True):
-    """Tokens of one call. ``None`` means unknown, which is not 0.
+    """Tokens and seconds of one call. ``None`` means unknown, which is not 0.
 
-    :param input: tokens the model saw, cached ones included.
+    On a node ``input`` is ``reused + restored + prefilled``, also of a call that was cancelled, and ``cache_read`` is
+    ``reused + restored``. Each token of the input counts once here, however often it was computed: what a call computed
+    again because others had taken its KV is :attr:`Receipt.recomputed`, which :attr:`Receipt.prefilled` has in it.
+    Vendors do not tell the parts, and few of them the seconds.
+
+    :param input: tokens the model saw, cached ones included. Of a call that was cancelled: those that it came to.
     :param cache_read: the part of ``input`` that was not computed again.
     :param cache_write: the part of ``input`` that a vendor bills as written to its cache.
     :param output: tokens generated, thinking included, the end token not.
-    :param reasoning: the part of ``output`` that was thinking.
+    :param reasoning: the part of ``output`` that was thinking; of an answer that is held to a format, or ends in a stop
+        string, give or take the tokens that were held back.
     :param source: ``reported`` by a vendor, ``counted`` by an engine of ours, ``estimated``.
+    :param reused: the part of ``input`` that the engine held. :param restored: that came back from RAM or files.
+    :param prefilled: that was computed.
+    :param drafted: tokens that a draft model proposed. :param accepted: those of them that were right. No engine has
+        a draft model yet.
+    :param prefill_seconds: from the start of the work on the input to the first token; the wait before it is
+        :attr:`Receipt.queue_seconds`. :param decode_seconds: from there to the end.
     """
 
     input: int | None = None
@@ -275,6 +295,13 @@ class Usage(Struct, frozen=True, kw_only=True):
     output: int | None = None
     reasoning: int | None = None
     source: Literal["reported", "counted", "estimated"] = "counted"
+    reused: int | None = None
+    restored: int | None = None
+    prefilled: int | None = None
+    drafted: int | None = None
+    accepted: int | None = None
+    prefill_seconds: float | None = None
+    decode_seconds: float | None = None
 
 
 ReuseReason = Literal[
@@ -371,6 +398,20 @@ class Receipt(Struct, frozen=True, kw_only=True):
     def input(self) -> int:
         """Tokens of the rendered input, each counted once."""
         return self.reused + self.restored + self.prefilled - self.recomputed
+
+    def usage(self, output: int = 0, reasoning: int = 0) -> Usage:
+        """The same as usage, of an answer with so many tokens, and so many of them thinking."""
+        return Usage(
+            input=self.input,
+            cache_read=self.reused + self.restored,
+            output=output,
+            reasoning=reasoning,
+            reused=self.reused,
+            restored=self.restored,
+            prefilled=self.prefilled - self.recomputed,
+            prefill_seconds=self.prefill_seconds,
+            decode_seconds=self.decode_seconds,
+        )
 
     def charged(self, stop: ReuseStop, tokens: int) -> Receipt:
         """The same with ``stop``, and what that cost: ``tokens`` of the prefilled ones had been there before.

@@ -13,7 +13,7 @@ from modeld.cli.connection import connect_or_start
 from modeld.cli.output import emit, receipt_line
 from modeld.cli.remote import connect_backend
 from modeld.cli.waiting import Waiting
-from modeld.errors import ModeldError
+from modeld.errors import ContextOverflowError, ModeldError
 from modeld.session.values import ModelRef, SessionConfig
 from modeld.thinking import ThinkLevel
 from modeld.types import ChatResult, DecodeOptions, EndPart, Message
@@ -34,6 +34,7 @@ class ChatSettings(Struct, frozen=True, kw_only=True):
     think: ThinkLevel
     system: str
     as_json: bool
+    one_question: bool
 
 
 class Chat:
@@ -73,11 +74,13 @@ class Chat:
         """One turn, shown as it comes. Ctrl-C ends it early; what was answered until then counts."""
         try:
             return await self._turn([*self._messages, Message("user", text)])
-        except (ModeldError, asyncio.CancelledError):
+        except (ModeldError, asyncio.CancelledError) as error:
             self._session = None
             if self._settings.backend:
                 # Only a client of our own data root follows its owner.
                 await self.close()
+            if isinstance(error, ContextOverflowError):
+                raise ContextOverflowError(f"{error.message}; {self._way_out()}", **error.details) from error
             raise
 
     async def facts(self) -> list[tuple[str, str]]:
@@ -96,6 +99,13 @@ class Chat:
         client, self._client, self._session = self._client, None, None
         if client is not None:
             await client.aclose()
+
+    def _way_out(self) -> str:
+        """What this command can do about a conversation that does not fit."""
+        if self._settings.one_question:
+            return "here --context N asks for more; --shift lets the oldest turns leave, and one question has none"
+        shift = ", --shift lets its oldest turns leave" if self._settings.session.overflow() == "error" else ""
+        return f"here /clear forgets the conversation{shift}, and --context N asks for more"
 
     async def _turn(self, messages: list[Message]) -> ChatResult:
         settings = self._settings

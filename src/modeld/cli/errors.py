@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -43,6 +44,8 @@ def usage() -> Iterator[None]:
 
 def _exit_code(command: Callable[..., int], options: Mapping[str, Any]) -> int:
     try:
+        if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, signal.SIG_DFL):
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         # A path or an answer may hold what this terminal cannot spell.
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         code = command(**options)

@@ -159,7 +159,7 @@ def _status_facts(node: NodeStatus) -> list[tuple[str, str]]:
         ("endpoints", ", ".join(node.endpoints)),
         ("slot", f"{node.state}, generation {node.generation}"),
         ("model", f"{node.model}: {node.context:,} tokens of context" if node.model else ""),
-        ("KV", _ledger(node) if node.model else ""),
+        ("KV", f"{node.kv_type}, {_ledger(node)}" if node.model else ""),
         (
             "engine",
             f"process {engine.pid}, {engine.backend}, {human_bytes(engine.rss)}, {engine.build}" if engine else "",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 if TYPE_CHECKING:
-    from modeld.types import EndPart, ProgressPart
+    from modeld.types import EndPart, ProgressPart, Usage
 
 _WIDE: Final = 10_000
 """Columns where no terminal is: nothing is cut or wrapped for a pipe."""
@@ -119,7 +119,7 @@ def _usage_line(end: EndPart) -> str:
         cached = [f"{n} {what}" for n, what in ((usage.cache_read, "cached"), (usage.cache_write, "to the cache")) if n]
         fields.append(f"{usage.input} tokens in" + (f" ({', '.join(cached)})" if cached else ""))
     if usage.output is not None:
-        fields.append(f"{usage.output} out" + (f" ({usage.reasoning} thinking)" if usage.reasoning else ""))
+        fields.append(f"{usage.output} out" + _thinking(usage))
     return ", ".join([*(fields or ["usage unknown"]), end.finish_reason])
 
 
@@ -135,12 +135,16 @@ def receipt_line(end: EndPart) -> str:
         parts.append(f"{receipt.recomputed} computed again")
     fields = [f"{receipt.input} tokens in ({', '.join(parts)})"]
     if end.usage.output is not None:
-        fields.append(f"{end.usage.output} out")
+        fields.append(f"{end.usage.output} out" + _thinking(end.usage))
         if end.usage.output and receipt.decode_seconds:
             speed = end.usage.output / receipt.decode_seconds
             fields.append(f"{speed:.{0 if speed >= 10 else 1}f} tok/s")
     fields.append(end.finish_reason)
     return ", ".join(fields) + _reuse_stop(end)
+
+
+def _thinking(usage: Usage) -> str:
+    return f" ({usage.reasoning} thinking)" if usage.reasoning else ""
 
 
 def progress_text(part: ProgressPart) -> str:

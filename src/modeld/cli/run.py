@@ -120,6 +120,7 @@ def run(
         think=level,
         system=system,
         as_json=as_json,
+        one_question=prompt is not None,
     )
     chat = Chat(settings)
     if prompt is None:

@@ -26,7 +26,6 @@ from modeld.types import (
     ThinkingPart,
     ToolCallDelta,
     ToolCallEnd,
-    Usage,
 )
 
 
@@ -313,16 +312,6 @@ class Job:
         """Number of the next frame."""
         self._frames += 1
         return self._frames - 1
-
-    def usage(self) -> Usage:
-        """Counted by the engine. After a cut prefill ``input`` is what was computed, not what was asked for."""
-        cost = self._counted()
-        return Usage(
-            input=cost.seen,
-            cache_read=cost.seen - cost.fresh,
-            output=self.stream.count if self.stream else 0,
-            reasoning=self.stream.thinking_tokens if self.stream else 0,
-        )
 
     def receipt(self, window: int) -> Receipt:
         """What the job cost, added to the session's counters."""

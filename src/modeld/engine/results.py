@@ -37,12 +37,15 @@ def status(job: Job, load: Load, manifest: Manifest) -> PrefixStatus | SuffixSta
 
 
 def end_part(job: Job, load: Load, reason: FinishReason, matched: str) -> EndPart:
-    """Of a stream, or of one that was cancelled before it began."""
-    stream = job.stream
+    """Of a stream, or of one that was cancelled before it began.
+
+    After a cut prefill the usage tells what was computed, not what was asked for.
+    """
+    stream, receipt = job.stream, job.receipt(load.window)
     return EndPart(
         finish_reason=reason,
-        usage=job.usage(),
-        receipt=job.receipt(load.window),
+        usage=receipt.usage(stream.count, stream.thinking_tokens) if stream is not None else receipt.usage(),
+        receipt=receipt,
         model=load.name,
         seed=stream.seed if stream is not None and stream.options.temperature else None,
         stop=matched,

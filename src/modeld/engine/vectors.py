@@ -229,4 +229,5 @@ def _mean(vectors: list[array[float]], weights: list[int]) -> array[float]:
 
 
 def _usage(items: tuple[EmbeddedItem, ...]) -> Usage:
-    return Usage(input=sum(item.used for item in items), output=0)
+    used = sum(item.used for item in items)
+    return Usage(input=used, cache_read=0, output=0, reasoning=0, reused=0, restored=0, prefilled=used)

@@ -295,6 +295,7 @@ class Node:
             idle_seconds=time.monotonic() - slot.last_used,
             last_error=slot.last_error,
             sides=await self._texts.status(),
+            kv_type=resident.plan.kv_type if resident else "",
         )
 
     async def sessions(self) -> list[SessionInfo]:

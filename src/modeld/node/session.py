@@ -16,10 +16,10 @@ from modeld.node.engine_process import EngineStream
 from modeld.node.sessions import SessionRecord
 from modeld.node.slot import Residency
 from modeld.node.snapshots import settled
-from modeld.session.streams import BatchedStream
+from modeld.session.streams import CancellableStream, never_ran
 from modeld.session.values import ContextReport, PrefixStatus, SessionHandle, SnapshotInfo, SuffixStatus
 from modeld.thinking import parse_think
-from modeld.types import DecodeOptions, EndPart, Message, Receipt, StreamPart, Tool, Usage
+from modeld.types import DecodeOptions, EndPart, Message, Receipt, StreamPart, Tool
 
 if TYPE_CHECKING:
     from modeld.node.node import Node
@@ -197,7 +197,7 @@ class NodeSession:
             raise SessionClosedError(f"the handle of session {self._handle.name!r} was closed; open the session again")
 
 
-class NodeStream(BatchedStream):
+class NodeStream(CancellableStream):
     """:class:`modeld.session.PartStream` in the node's own process."""
 
     def __init__(self, session: NodeSession, request: RequestMaker, *, continues: bool = False) -> None:
@@ -223,15 +223,13 @@ class NodeStream(BatchedStream):
             return self._stopped()
         return await stream.next_batch()
 
-    async def cancel(self) -> EndPart:
-        """See :meth:`modeld.session.PartStream.cancel`."""
-        self._ready.clear()
+    async def _cancel(self) -> EndPart:
         if self._stream is None and self._starting is not None and _started(self._starting):
             self._stream = self._starting.result()
         if self._stream is not None:
             return await self._stream.cancel()
         if self._cancelled is None:
-            self._cancelled = EndPart(finish_reason="cancelled", usage=Usage(input=0, output=0), receipt=Receipt())
+            self._cancelled = never_ran()
         if self._starting is not None:
             self._starting.cancel()
         return self._cancelled

@@ -186,7 +186,7 @@ class _Message(Struct, frozen=True):
 class Frame(Struct, frozen=True):
     """A line of an answer; the last one has ``done``. A whole answer is one line.
 
-    Counts of 0 are left out by the server, and so are unknown ones: absent is unknown here.
+    Counts of 0 are left out by the server, and so are unknown ones: absent is unknown here. Durations are nanoseconds.
     """
 
     message: _Message | None = None
@@ -195,7 +195,9 @@ class Frame(Struct, frozen=True):
     model: str | None = None
     prompt_eval_count: int | None = None
     prompt_eval_cached_count: int | None = None
+    prompt_eval_duration: int | None = None
     eval_count: int | None = None
+    eval_duration: int | None = None
     error: Any = None
 
 
@@ -287,6 +289,7 @@ class FrameDecoder:
             reason = "context_full" if self.full else "length"
         elif frame.done_reason != "stop":
             # ``load`` and ``unload`` answer a request to load a model; nothing: the engine hung up.
+            reason = "stop" if frame.done_reason else "error"
             text = f"ollama gave {frame.done_reason!r} as the reason why the answer ended"
             warnings.append(WarningPart("unknown_finish_reason", text))
         if self._calls and reason == "stop":
@@ -300,6 +303,8 @@ class FrameDecoder:
                 cache_read=frame.prompt_eval_cached_count,
                 output=frame.eval_count,
                 source="reported",
+                prefill_seconds=_seconds(frame.prompt_eval_duration),
+                decode_seconds=_seconds(frame.eval_duration),
             ),
             model=frame.model or "",
             provider_meta={"ollama": {"thinking": "".join(self._thinking)}} if replay else None,
@@ -326,3 +331,7 @@ class FrameDecoder:
             f"{window}: the server counted {'no' if seen is None else seen} tokens of it, and does not tell what left"
         )
         return [WarningPart("context_cut", text)]
+
+
+def _seconds(nanoseconds: int | None) -> float | None:
+    return None if nanoseconds is None else nanoseconds / 1e9

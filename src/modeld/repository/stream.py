@@ -192,7 +192,7 @@ class Watch:
 
 def _counted(end: EndPart) -> EndPart:
     """``end`` with counts that can be counts; a negative or absurd one is unknown, and would cross no wire."""
-    counts = {name: getattr(end.usage, name) for name in ("input", "cache_read", "cache_write", "output", "reasoning")}
+    counts = {name: count for name, count in structs.asdict(end.usage).items() if name != "source"}
     wrong = [name for name, count in counts.items() if count is not None and not 0 <= count < 2**53]
     if not wrong:
         return end

@@ -44,7 +44,12 @@ class PartStream(Protocol):
     ) -> None: ...
 
     async def join(self) -> ChatResult:
-        """Read to the end and join the parts."""
+        """Read to the end and join the parts.
+
+        After :meth:`cancel` the result is its end part, with what was joined until then and nothing else.
+
+        :raises InvalidRequestError: the parts were read already, to the end.
+        """
         ...
 
     async def cancel(self) -> EndPart:

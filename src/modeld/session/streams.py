@@ -8,11 +8,17 @@ from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Self
 
-from modeld.types import ChatResult, PartsJoiner, StreamPart
+from modeld.types import ChatResult, EndPart, PartsJoiner, Receipt, StreamPart
+
+
+def never_ran() -> EndPart:
+    """The end of a stream that was cancelled before anybody worked on it: it cost nothing."""
+    receipt = Receipt()
+    return EndPart(finish_reason="cancelled", usage=receipt.usage(), receipt=receipt)
 
 
 class BatchedStream(ABC):
-    """The reading half of :class:`modeld.session.PartStream`; a subclass brings batches, ``cancel`` and ``aclose``."""
+    """The reading half of :class:`modeld.session.PartStream`; a subclass brings batches and ``aclose``."""
 
     def __init__(self) -> None:
         self._ready: deque[StreamPart] = deque()
@@ -55,11 +61,15 @@ class BatchedStream(ABC):
         """See :meth:`modeld.session.PartStream.join`. Called again, it gives the same result."""
         if self._joined is None:
             joiner = PartsJoiner()
-            async for parts in self.batches():
+            async for parts in self._to_join():
                 for part in parts:
                     joiner.add(part)
             self._joined = joiner.result()
         return self._joined
+
+    def _to_join(self) -> AsyncIterator[list[StreamPart]]:
+        """What is left to be joined."""
+        return self.batches()
 
     async def __aenter__(self) -> Self:
         return self
@@ -68,3 +78,31 @@ class BatchedStream(ABC):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+class CancellableStream(BatchedStream):
+    """A stream that its reader, or anybody else, can cancel; a subclass brings ``_cancel`` too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cancelling = False
+
+    @abstractmethod
+    async def _cancel(self) -> EndPart:
+        """End the work; called again, the same end part."""
+
+    async def cancel(self) -> EndPart:
+        """See :meth:`modeld.session.PartStream.cancel`."""
+        self._ready.clear()
+        self._cancelling = True
+        return await self._cancel()
+
+    async def _to_join(self) -> AsyncIterator[list[StreamPart]]:
+        ended = False
+        if not self._cancelling:
+            async for parts in self.batches():
+                ended = isinstance(parts[-1], EndPart)
+                yield parts
+        # Who cancels may have been given the end.
+        if self._cancelling and not ended:
+            yield [await self.cancel()]

@@ -273,6 +273,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     """The node, readable at any time, during loads and decodes too.
 
     :param generation: grows at each load. :param idle_ttl: seconds without use until the engine exits; 0 never.
+    :param kv_type: of the resident model's KV cells, ``""`` without one.
     :param clients: those that called over a wire within the last minute. :param sides: engines beside ``engine``.
     """
 
@@ -298,6 +299,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     last_error: str = ""
     clients: tuple[ClientInfo, ...] = ()
     sides: tuple[SideStatus, ...] = ()
+    kv_type: str = ""
 
 
 class SessionInfo(Struct, frozen=True, kw_only=True):

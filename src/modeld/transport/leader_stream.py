@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 
 from modeld.errors import CancelledError, ModeldError, NodeUnreachableError, StaleEpochError
-from modeld.session.streams import BatchedStream
+from modeld.session.streams import CancellableStream, never_ran
 from modeld.transport.grpc.wire import cancelling
 from modeld.transport.resume import DivergedError, Replay, Transcript
 from modeld.transport.route import LOST, REFUSED, Route
@@ -31,7 +31,7 @@ T = TypeVar("T")
 _MOVED: Final = (*REFUSED, *LOST)
 
 
-class LeaderStream(BatchedStream):
+class LeaderStream(CancellableStream):
     """:class:`modeld.session.PartStream` on whoever owns the data root. It starts with the first read.
 
     :param where: the owner to begin on. :param start: makes the stream on an owner.
@@ -66,20 +66,17 @@ class LeaderStream(BatchedStream):
         self._failure: ModeldError | None = None
         self._closed = False
 
-    async def cancel(self) -> EndPart:
-        """See :meth:`modeld.session.PartStream.cancel`.
-
-        A stream that never started, that just looked for another owner, or whose reading task was cancelled, tells no
-        usage.
-        """
-        self._ready.clear()
+    async def _cancel(self) -> EndPart:
+        """A stream that lost its owner and looks for another one, or whose reading task was cancelled, tells no usage:
+        nobody knows it."""
         if self._failure is not None:
             raise self._failure
         if self._stream is not None and self._end is None:
             return self._finished(await self._stream.cancel())
         if self._end is None:
             self._closed = self._moving is None
-            self._end = EndPart(finish_reason="cancelled", usage=Usage(), receipt=Receipt())
+            unknown = EndPart(finish_reason="cancelled", usage=Usage(), receipt=Receipt())
+            self._end = never_ran() if self._lost is None else unknown
             if self._moving is not None:
                 self._moving.cancel()
         return self._end

@@ -12,14 +12,14 @@ import grpc
 from msgspec import Struct
 
 from modeld.errors import CancelledError, InvalidRequestError, ModeldError
-from modeld.session.streams import BatchedStream
+from modeld.session.streams import CancellableStream, never_ran
 from modeld.transport.convert import frame_from_bytes
 from modeld.transport.grpc.wire import StreamCall, Wire, cancelling
 from modeld.transport.methods import CancelReply, CancelRequest
 from modeld.types import EndPart, Receipt, StreamPart, Usage
 
 
-class RemoteStream(BatchedStream):
+class RemoteStream(CancellableStream):
     """A stream of parts from a node.
 
     It starts with the first read. Cancelling the task that reads cancels the whole stream on the node.
@@ -42,15 +42,12 @@ class RemoteStream(BatchedStream):
         self._failure: ModeldError | None = None
         self._closed = False
 
-    async def cancel(self) -> EndPart:
-        """See :meth:`modeld.session.PartStream.cancel`.
-
-        A stream that never started, or whose reading task was cancelled, tells no usage.
-        """
-        self._ready.clear()
+    async def _cancel(self) -> EndPart:
+        """A stream whose reading task was cancelled tells no usage: nobody waits for its end."""
         if self._call is None:
             self._closed = True
-        elif self._end is None and self._failure is None and not self._closed:
+            return never_ran()
+        if self._end is None and self._failure is None and not self._closed:
             # The node can find the call by its id once it has sent initial metadata.
             await self._call.initial_metadata()
             await self._wire.call("Cancel", CancelRequest(request_id=self._id), CancelReply)

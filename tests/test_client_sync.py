@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 import modeld
-from modeld import Message, ModelNotFoundError, NodeNotRunningError, SessionClosedError, TextPart, sync
+from modeld import (
+    InvalidRequestError,
+    Message,
+    ModelNotFoundError,
+    NodeNotRunningError,
+    SessionClosedError,
+    TextPart,
+    sync,
+)
 from modeld.node.record import probe, require_running
 
 FAKE_NODE = Path(__file__).parent / "transport" / "fake_node.py"
@@ -112,3 +120,26 @@ def test_shutdown_ends_the_node(root) -> None:
     while probe(root).state != "not_running":
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_what_is_left_of_a_closed_client_says_so(root) -> None:
+    node = sync.connect(root)
+    session = node.open_session("tiny")
+    begun = session.turn(HELLO)
+    assert next(begun) == TextPart("to")
+    saved = node.export_snapshot("0" * 64)
+    node.close()
+    calls = (session.explain, lambda: session.turn(HELLO), session.decode, begun.join, begun.cancel, node.status)
+    for call in (*calls, lambda: next(begun), lambda: next(saved), lambda: node.repository.list_backends()):
+        with pytest.raises(InvalidRequestError, match="connect again"):
+            call()
+    begun.close()
+    saved.close()
+
+
+def test_join_after_a_cancel_gives_the_cancelled_end(waiting_root) -> None:
+    with sync.connect(waiting_root) as node, node.open_session("tiny").turn(HELLO) as stream:
+        next(stream)
+        end = stream.cancel()
+        assert stream.join().end == end
+        assert stream.join().finish_reason == "cancelled"

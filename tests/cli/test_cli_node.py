@@ -89,6 +89,10 @@ def test_tables_hold_what_json_holds(command: CommandLine, node: subprocess.Pope
     assert row.startswith("[bold]a long name " + "x" * 100)
     assert f"process {node.pid}," in command("status").out
     assert "bundled" in command("models").out
+    assert "f16, " in next(line for line in command("status").out.splitlines() if line.startswith("KV "))
+    assert command("status", "--json").json["node"]["kv_type"] == "f16"
+    assert command("load", "fake", "--kv-type", "q8_0").code == 0
+    assert "q8_0, " in command("status").out
 
 
 def test_load_starts_a_node_and_unload_ends_its_engine(command: CommandLine) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
 
 import pytest
 
-from .conftest import CommandLine, alive, wait_for
+from .conftest import CommandLine, alive, read_line, wait_for
 
 RIVER = "Repeat: river stone lotus"
 
@@ -71,6 +72,7 @@ def test_thinking_never_reaches_a_pipe(command: CommandLine) -> None:
     assert done.out.startswith("hello #")
     assert "think" not in done.out
     assert "I think so." in done.err
+    assert " thinking), " in done.err
 
 
 @pytest.mark.usefixtures("node")
@@ -83,7 +85,11 @@ def test_json_holds_the_whole_answer_and_nothing_else_is_printed(command: Comman
     assert answer["message"]["thinking"].strip() == "I think so."
     assert answer["end"]["finish_reason"] == "stop"
     assert answer["end"]["seed"] == 7
-    assert answer["end"]["usage"]["input"] == answer["end"]["receipt"]["prefilled"]
+    usage = answer["end"]["usage"]
+    assert usage["input"] == usage["prefilled"] == answer["end"]["receipt"]["prefilled"]
+    assert (usage["reused"], usage["restored"], usage["drafted"], usage["accepted"]) == (0, 0, None, None)
+    assert 0 < usage["reasoning"] < usage["output"]
+    assert min(usage["prefill_seconds"], usage["decode_seconds"]) > 0
     assert (answer["handle"]["name"], answer["handle"]["ref"]["name"]) == ("s", "fake")
     assert done.err == ""
 
@@ -267,3 +273,29 @@ def test_a_schema_holds_the_answer_and_a_bad_one_is_wrong_usage(command: Command
         file.write_bytes(text.encode("utf-8", "surrogatepass"))
         assert command("run", "tiny", "x", "--schema", str(file)).code == 2
     assert command("run", "tiny", "x", "--schema", str(file) + "x").code == 2
+
+
+@pytest.mark.usefixtures("node")
+def test_what_does_not_fit_names_the_ways_out(command: CommandLine) -> None:
+    long = "x" * 5000
+    one = command("run", "fake", long, "--json")
+    assert (one.code, one.json["error"]["code"]) == (1, "context_overflow")
+    assert one.json["error"]["details"]["window"] == 4096
+    assert one.err.endswith("here --context N asks for more; --shift lets the oldest turns leave, and one has none\n")
+    talk = command("run", "fake", stdin=f"hello\n{long}\n")
+    assert talk.code == 1
+    assert "/clear forgets the conversation, --shift lets its oldest turns leave, and --context N asks" in talk.err
+    shifting = command("run", "fake", "--shift", stdin=f"hello\n{long}\n")
+    assert "/clear forgets the conversation, and --context N asks for more" in shifting.err
+
+
+def test_ctrl_c_while_the_command_is_still_being_imported_is_quiet(command: CommandLine) -> None:
+    slow = command.root.parent / "slow"
+    slow.mkdir()
+    (slow / "typer.py").write_text("import sys, time\nprint('here', file=sys.stderr, flush=True)\ntime.sleep(60)\n")
+    command.env["PYTHONPATH"] = os.pathsep.join([str(slow), command.env["PYTHONPATH"]])
+    child = command.start("version")
+    assert read_line(child) == "here\n"
+    child.send_signal(signal.SIGINT)
+    done = command.finish(child)
+    assert (done.code, done.out, done.err) == (130, "", "")

@@ -41,8 +41,10 @@ def test_preempted_prompt_counts_each_time_it_was_computed() -> None:
     assert receipts[0].recomputed > 100
     assert receipts[1].recomputed == 0
     for end, receipt in zip((first, second), receipts, strict=True):
-        assert receipt.input == end.usage.input
-        assert end.usage.cache_read == receipt.reused + receipt.restored
+        usage = end.usage
+        assert receipt.input == usage.input == usage.reused + usage.restored + usage.prefilled  # type: ignore[operator]
+        assert usage.cache_read == receipt.reused + receipt.restored
+        assert usage.prefilled == receipt.prefilled - receipt.recomputed
     # All that was computed is in the receipts: prompts, and a step for each token but the first, which comes with them.
     assert first.usage.output is not None
     assert second.usage.output is not None

@@ -9,19 +9,23 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from modeld import (
     BackendSpec,
     Daemon,
+    ImagePart,
     InvalidRequestError,
     Message,
     ModelError,
     ModelNotFoundError,
     ModelRef,
     NodeUnreachableError,
+    NotSupportedError,
     TextPart,
     TLSRequiredError,
     TokenWrongError,
+    Usage,
 )
 from modeld.node.node import Node, NodeConfig
 from modeld.node.store import bundled_path
@@ -157,6 +161,28 @@ async def test_a_listed_model_is_asked_for_by_its_identity(wire: ModeldWire) -> 
     (tiny,) = await wire.list_models()
     assert await wire.ref(tiny) == ModelRef(name="tiny", type="llama", digest=tiny.digest)
     assert await wire.ref(wire.model("fake")) == ModelRef(name="fake")
+
+
+async def test_images_are_refused_before_the_node_hears_of_them(elsewhere: Elsewhere, wire: ModeldWire) -> None:
+    ask = [Message("user", "See?", images=(ImagePart(b"x", "image/png"),))]
+    for call in (client_of(wire).chat, client_of(wire).stream):
+        with pytest.raises(NotSupportedError) as caught:
+            await call(ask, **GREEDY)
+        assert (caught.value.code, caught.value.details["feature"]) == ("unsupported_feature", "images")
+    assert elsewhere.node is not None
+    status = await elsewhere.node.status()
+    assert (status.state, status.sessions) == ("empty", 0)
+
+
+async def test_usage_is_that_of_the_node_streamed_and_not(wire: ModeldWire) -> None:
+    def told(usage: Usage) -> Usage:
+        return structs.replace(usage, prefill_seconds=None, decode_seconds=None)
+
+    client, asked = client_of(wire), [Message("user", "hello")]
+    first, whole = [await client.chat(asked, **GREEDY) for _ in range(2)]
+    assert first.usage == first.receipt.usage(first.usage.output or 0)
+    assert (whole.usage.reused, whole.usage.prefilled) == ((first.usage.input or 0) - 1, 1)
+    assert told((await (await client.stream(asked, **GREEDY)).join()).usage) == told(whole.usage)
 
 
 async def test_errors_of_the_node_keep_their_types(wire: ModeldWire) -> None:

@@ -13,6 +13,8 @@ from modeld.providers import ollama_messages
 from modeld.providers.ollama_messages import ChatRequest, FrameDecoder, FrameError
 from modeld.providers.ollama_models import Shown, make_card, observed
 from modeld.providers.ollama_models import Tag as ListedTag
+from modeld.repository.stream import Watch
+from modeld.repository.tracker import NoSpan
 from modeld.repository.wire import Call
 from modeld.types import ChatConfig, PartsJoiner, Usage, WarningPart
 
@@ -135,7 +137,20 @@ def test_an_unknown_reason_is_told(reason: str | None) -> None:
     assert isinstance(warning, WarningPart)
     assert warning.code == "unknown_finish_reason"
     assert isinstance(end, EndPart)
-    assert end.finish_reason == "stop"
+    # Without any the engine hung up, and what came is not the whole answer.
+    assert end.finish_reason == ("stop" if reason else "error")
+
+
+def test_seconds_are_told_and_absurd_ones_are_not() -> None:
+    (end,) = decode(lines({**DONE, "prompt_eval_duration": 325_953_000, "eval_duration": 0}))
+    assert isinstance(end, EndPart)
+    assert (end.usage.prefill_seconds, end.usage.decode_seconds) == (0.325953, 0)
+    (end,) = decode(lines({**DONE, "prompt_eval_duration": -1, "eval_duration": 10**26}))
+    assert isinstance(end, EndPart)
+    *_, checked = Watch(NoSpan(), ()).seen(end)
+    assert isinstance(checked, EndPart)
+    assert (checked.usage.prefill_seconds, checked.usage.decode_seconds) == (None, None)
+    assert checked.usage.input == 20
 
 
 def test_a_length_stop_after_calls_is_a_length_stop() -> None:

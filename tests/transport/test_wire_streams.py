@@ -47,7 +47,8 @@ async def test_nothing_runs_before_the_first_part_is_asked_for(node, service):
     session = await node.open_session("tiny")
     stream = session.turn(HELLO)
     end = await stream.cancel()
-    assert (end.finish_reason, end.usage.output) == ("cancelled", None)
+    assert (end.finish_reason, end.usage.input, end.usage.output) == ("cancelled", 0, 0)
+    assert (await stream.join()).end == end
     with pytest.raises(CancelledError):
         await anext(stream)
     assert service.streams == []

@@ -103,7 +103,7 @@ class Chat:
     def _way_out(self) -> str:
         """What this command can do about a conversation that does not fit."""
         if self._settings.one_question:
-            return "here --context N asks for more; --shift lets the oldest turns leave, and one question has none"
+            return "here --context N asks for more; --shift lets the oldest turns leave, and one has none"
         shift = ", --shift lets its oldest turns leave" if self._settings.session.overflow() == "error" else ""
         return f"here /clear forgets the conversation{shift}, and --context N asks for more"
 

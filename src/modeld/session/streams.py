@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Self
 
+from modeld.errors import InvalidRequestError
 from modeld.types import ChatResult, EndPart, PartsJoiner, Receipt, StreamPart
 
 
@@ -60,10 +61,13 @@ class BatchedStream(ABC):
     async def join(self) -> ChatResult:
         """See :meth:`modeld.session.PartStream.join`. Called again, it gives the same result."""
         if self._joined is None:
-            joiner = PartsJoiner()
+            joiner, begun = PartsJoiner(), False
             async for parts in self._to_join():
+                begun = True
                 for part in parts:
                     joiner.add(part)
+            if not begun:
+                raise InvalidRequestError("there is nothing to join: the stream was read to its end already, or closed")
             self._joined = joiner.result()
         return self._joined
 

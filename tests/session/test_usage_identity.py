@@ -140,6 +140,26 @@ async def test_what_came_back_from_ram_counts_as_restored(tmp_path: Path) -> Non
         await node.aclose()
 
 
+async def test_who_left_early_for_a_stream_is_restored_and_not_evicted(tmp_path: Path) -> None:
+    node = Node(NodeConfig(data_root=tmp_path, disk=0))
+    try:
+        idle, busy = [await node.open_session(TINY.ref, SessionConfig(name=name)) for name in ("idle", "busy")]
+        talk = [Message("system", "You are kind and calm. " * 8), Message("user", "Hello!")]
+        talk.append((await idle.turn(talk, options=GREEDY).join()).message)
+        async with busy.turn([Message("user", "Count to 60.")], options=ENDLESS) as stream, asyncio.timeout(20):
+            async for _ in stream:
+                seen = {info.name: info for info in await node.sessions()}["idle"]
+                if not seen.hot:
+                    break
+            assert seen.kept == seen.tape > 0
+            end = (await idle.turn([*talk, Message("user", "Thanks!")], options=GREEDY).join()).end
+        usage = parts_add_up(end)
+        assert (usage.cache_read, end.cost().stop, end.cost().dropped) == (seen.tape, None, 0)
+        assert usage.restored
+    finally:
+        await node.aclose()
+
+
 async def test_a_cancel_in_the_queue_costs_nothing_and_says_so(world: World) -> None:
     session = await world.open()
     async with session.turn([Message("user", world.engine.long_ask)], options=ENDLESS) as running:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import typer
 
+from modeld.cli import leave_at_once
 from modeld.cli.output import emit, say
 from modeld.errors import InvalidRequestError, ModeldError
 
@@ -44,7 +45,7 @@ def usage() -> Iterator[None]:
 
 def _exit_code(command: Callable[..., int], options: Mapping[str, Any]) -> int:
     try:
-        if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, signal.SIG_DFL):
+        if signal.getsignal(signal.SIGINT) is leave_at_once:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         # A path or an answer may hold what this terminal cannot spell.
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -278,8 +278,8 @@ class Usage(Struct, frozen=True, kw_only=True):
     :param cache_read: the part of ``input`` that was not computed again.
     :param cache_write: the part of ``input`` that a vendor bills as written to its cache.
     :param output: tokens generated, thinking included, the end token not.
-    :param reasoning: the part of ``output`` that was thinking, its tags not. Where stop strings were asked for, more by
-        the tokens behind it that could have begun one, and had to be held back.
+    :param reasoning: the part of ``output`` that was thinking, its closing tag not. Where stop strings were asked for,
+        give or take the tokens that were held back because they could have begun one.
     :param source: ``reported`` by a vendor, ``counted`` by an engine of ours, ``estimated``.
     :param reused: the part of ``input`` that the engine held. :param restored: that came back from RAM or files.
     :param prefilled: that was computed.

@@ -110,6 +110,11 @@ class Reference:
         """Before pooling."""
         return self._bert(tokens) if self.architecture == "bert" else self._qwen(tokens)
 
+    def logits(self, tokens: Sequence[int]) -> Matrix:
+        """Of what may follow each of the tokens."""
+        words = self.tensors.get("output.weight", self.tensors["token_embd.weight"])
+        return np.asarray(self.rows(tokens) @ words.T)
+
     def mean(self, tokens: Sequence[int]) -> Matrix:
         """Mean pooling."""
         return np.asarray(self.rows(tokens).mean(0))

@@ -26,6 +26,7 @@ from modeld.engine.explain import cannot_rewind, kv_gone, why_stopped
 from modeld.engine.grammars import Grammars
 from modeld.engine.housekeeping import Housekeeping
 from modeld.engine.job import Job, Stream
+from modeld.engine.logprobs import TokenScores
 from modeld.engine.pool import Pool
 from modeld.engine.progress import Heartbeat, Progress
 from modeld.engine.prompts import Prompts, close_answer, slide_under, what_left
@@ -298,7 +299,9 @@ class Scheduler:
             seed = self._prompts.seed(options)
             sampler = self._backend.sampler(options, seed, job.target)
             constraint, warnings = self._grammars.constraint(job, self._prompts.parser(job))
-            job.stream = Stream(options, seed, job.request.credit, sampler, self._prompts.parser(job), constraint)
+            scores = TokenScores(self._backend, options.top_logprobs) if options.logprobs else None
+            parser = self._prompts.parser(job, scores.became if scores is not None else None)
+            job.stream = Stream(options, seed, job.request.credit, sampler, parser, constraint, scores)
             job.stream.parts += warnings
             if job.prompt is not None:
                 job.stream.parts += what_left(job)

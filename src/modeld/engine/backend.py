@@ -65,7 +65,7 @@ class Vocabulary(Protocol):
         ...
 
     def words(self) -> list[bytes]:
-        """The bytes of each token, as a grammar may use them; called once, in another thread, beside :meth:`step`.
+        """The bytes of each token, as a grammar may use them; called once.
 
         Empty: it is never part of an answer in a format. After a byte FF comes the name of a token that no text is made
         of; those that end an answer must be among these.

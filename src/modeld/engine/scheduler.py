@@ -66,6 +66,7 @@ from modeld.engine.states import States
 from modeld.engine.texts import Texts
 from modeld.engine.tiers import open_tiers
 from modeld.engine.transfers import WAKE, Disk, Transfers
+from modeld.engine.words import Words
 from modeld.errors import (
     CancelledError,
     CapacityError,
@@ -88,6 +89,7 @@ Node and client need the processor for each frame. On two cores that also comput
 class Scheduler:
     """Sessions, jobs, and the steps between them. Everything but :class:`Control` belongs to one thread.
 
+    :param words: as :class:`Grammars` wants it.
     :param send: writes a frame to the node; may block.
     :param inbox: requests as the reading thread finds them.
     """
@@ -98,6 +100,7 @@ class Scheduler:
         load: Load,
         manifest: Manifest,
         prompts: Prompts,
+        words: Callable[[], Words],
         send: Callable[[Reply], None],
         inbox: queue.SimpleQueue[Request],
         control: Control,
@@ -116,7 +119,7 @@ class Scheduler:
         self._active: list[Job] = []
         self._room = Room(self._pool, self._active, shares=backend.shares)
         self._admission = Admission(self._pool, self._active)
-        self._grammars = Grammars(backend, prompts.template, lambda: inbox.put(WAKE))
+        self._grammars = Grammars(backend, words, prompts.template, lambda: inbox.put(WAKE))
         self._batches = Batches(self._room, load.batch)
         self._ahead = Ahead(self._pool, prompts, backend)
         self._states = States(self._pool, manifest, send)

@@ -27,8 +27,10 @@ _GRAMMAR: Final = 200_000
 _ROW: Final = 10_000
 """What may come next in it: four for each optional property at that place, of which a schema has 1,000.
 
-The other limits are the package's own: 50 ms of work to begin with, and 15 ms for a token.
+The other limits are the package's own: 15 ms of work for a token.
 """
+_BEGIN: Final = 300_000
+"""Work to begin with, in the package's measure. With its own, 1,000,000, it took half a second to give up."""
 
 
 class _Tokens:
@@ -77,7 +79,11 @@ class Words:
         self.every = self._bytes(everything & ~int.from_bytes(self.end, "little"))
         self._tokenizer = LLTokenizer(TokenizerWrapper(_Tokens(words, ends[0])), eos_token=ends)
         self._limits = LLParserLimits(
-            max_lexer_states=_STATES, max_grammar_size=_GRAMMAR, max_items_in_row=_ROW, verbose_errors=False
+            max_lexer_states=_STATES,
+            max_grammar_size=_GRAMMAR,
+            max_items_in_row=_ROW,
+            initial_lexer_fuel=_BEGIN,
+            verbose_errors=False,
         )
 
     def mask(self, tokens: Any) -> bytes:

@@ -1,11 +1,10 @@
 """What holding an answer to a schema costs: llguidance beside the llama.cpp binding's GBNF.
 
-    .venv/bin/python bench/grammar_cost.py [--step MODEL.gguf]
+    .venv/bin/python bench/grammar_cost.py
 
 Both get the same 200 random schemas (``random_schemas.py``), the same made-up vocabulary of 151,936 tokens and
 the same walk: of the tokens that are allowed one is drawn, evenly; an end that is allowed is drawn every second time.
-Only masks are timed, one for each token. ``--step`` measures a decode step of that model at 100 tokens, with and
-without a format, through the engine's backend.
+Only masks are timed, one for each token; ``decode_cost.py`` says what a token of a model costs with and without.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import gguf
@@ -29,11 +27,9 @@ import jsonschema
 import numpy as np
 
 from modeld.chat.grammar import check_format, whole_answer
-from modeld.engine.backend import Slice
 from modeld.engine.llama.sampler import forbid
-from modeld.engine.protocol import Load
 from modeld.engine.words import Words
-from modeld.types import DecodeOptions, ResponseFormat
+from modeld.types import ResponseFormat
 from random_schemas import Maker
 
 SIZE = 151_936
@@ -54,13 +50,27 @@ def vocabulary() -> list[bytes]:
 
 
 class Made:
-    """A backend that has a vocabulary and nothing else."""
+    """A made-up vocabulary."""
+
+    longest = 0
 
     def __init__(self, tokens: list[bytes]) -> None:
         self._words = [*tokens[:-1], b"\xff" + tokens[-1]]
 
-    def words(self) -> list[bytes]:
+    def tokenize(self, text: bytes, *, add_special: bool) -> list[int]:
         """See :class:`modeld.engine.backend.Vocabulary`."""
+        return list(text)
+
+    def piece(self, token: int) -> bytes:
+        """Likewise."""
+        return self._words[token].removeprefix(b"\xff")
+
+    def is_special(self, token: int) -> bool:
+        """Likewise."""
+        return token == SIZE - 1
+
+    def words(self) -> list[bytes]:
+        """Likewise."""
         return self._words
 
     def is_end(self, token: int) -> bool:
@@ -187,49 +197,12 @@ def valid(text: str, schema: dict[str, Any]) -> bool:
     return True
 
 
-def step(path: Path) -> None:
-    """A decode step of a model, its sampler alone, and what a mask adds."""
-    from modeld.engine.llama.runtime import LlamaRuntime
-
-    backend = LlamaRuntime().load(Load(str(path), path.stem, "", cells=1024, window=1024))
-    words = Words(backend)
-    text = check_format(ResponseFormat(schema={"type": "array", "items": {"type": "string"}})).rules
-    matcher = words.matcher(whole_answer(text, "", None, words.spell, parallel=True))
-    sampler = backend.sampler(DecodeOptions(seed=1), 1, [])
-    prompt = backend.tokenize(b"river stone lotus " * 25, add_special=False)
-    assert backend.step([Slice(0, 0, prompt, True)]).value == "ok"
-    token = 0
-    spent: dict[str, list[float]] = {"step": [], "sample": [], "mask": [], "sample with mask": []}
-    for index in range(80):
-        held = index % 2
-        began = time.perf_counter()
-        mask = matcher.compute_bitmask() if held else None
-        masked = time.perf_counter()
-        token = sampler.sample(0, mask)
-        sampled = time.perf_counter()
-        if held:
-            matcher.consume_token(token)
-            matcher = matcher if not matcher.is_stopped() else words.matcher(text)
-        stepping = time.perf_counter()
-        backend.step([Slice(0, len(prompt) + index, [token], True)])
-        spent["step"].append(time.perf_counter() - stepping)
-        spent["mask"] += [masked - began] * held
-        spent["sample with mask" if held else "sample"].append(sampled - masked)
-    for what, seconds in spent.items():
-        print(f"{path.stem}: {what} {1000 * statistics.median(seconds):.3f} ms (median)")
-
-
 def main() -> int:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--step", type=Path, help="a model whose decode step is measured")
-    options = parser.parse_args()
-    if options.step:
-        step(options.step)
-        return 0
+    argparse.ArgumentParser(description=__doc__).parse_args()
     tokens = vocabulary()
     began = time.perf_counter()
-    words = Words(Made(tokens))  # type: ignore[arg-type]
+    words = Words(Made(tokens))
     print(f"vocabulary of {SIZE} tokens: {time.perf_counter() - began:.2f} s")
     logits = np.zeros(SIZE, np.float32)
     forbidding = []

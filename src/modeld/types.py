@@ -24,6 +24,7 @@ FinishReason = Literal["stop", "length", "context_full", "tool_calls", "refused"
 ``error``: a vendor ended an answer that had broken off, and sent no error: what came is not the whole. Whatever else
 fails, and all that fails on a node, is raised instead.
 """
+TokenKind = Literal["text", "thinking", "call", "marker"]
 
 
 class FunctionCall(Struct, frozen=True, omit_defaults=True):
@@ -141,6 +142,8 @@ class ChatConfig(Struct, frozen=True, omit_defaults=True, kw_only=True):
     :param think: a level of :mod:`modeld.thinking`, or one of its aliases.
     :param shift: when the window is full, let the oldest turns leave. :param truncate: the same once, before the start.
         ``None`` is ``False`` on a node: what does not fit is an error.
+    :param logprobs: say how probable each token was (:class:`LogprobsPart`).
+    :param top_logprobs: and so many of the most probable ones in its place, 0 to 20; with ``logprobs`` only.
     :param timeout: seconds for the whole call, retries included.
     :raises InvalidRequestError: a value outside its range, or ``shift`` and ``truncate`` both.
     """
@@ -162,6 +165,8 @@ class ChatConfig(Struct, frozen=True, omit_defaults=True, kw_only=True):
     think: str | None = None
     shift: bool | None = None
     truncate: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
     timeout: float | None = None
 
     def __post_init__(self) -> None:
@@ -180,6 +185,7 @@ class ChatConfig(Struct, frozen=True, omit_defaults=True, kw_only=True):
             ("tools", len(set(names)) == len(names), "tools with a name each of its own"),
             ("tool_choice", self.tool_choice in (None, *TOOL_CHOICES, *names), "auto, none, required or a tool's name"),
             ("truncate", not (self.shift and self.truncate), "without shift: one of them at most"),
+            ("top_logprobs", _are_tops(self.logprobs, self.top_logprobs), _TOPS),
             ("timeout", self.timeout is None or 0 < self.timeout <= 10**6, "above 0 seconds"),
         )
         _check_all(self, checks)
@@ -201,6 +207,13 @@ def _within(value: float | None, low: float, high: float) -> bool:
     return value is None or low <= value <= high
 
 
+_TOPS = "between 0 and 20, and with logprobs=True only"
+
+
+def _are_tops(logprobs: bool | None, top: int | None) -> bool:
+    return top is None or (0 <= top <= 20 and (bool(logprobs) or top == 0))
+
+
 def _check_all(value: Struct, checks: tuple[tuple[str, bool, str], ...]) -> None:
     for name, fine, rule in checks:
         if not fine:
@@ -220,6 +233,8 @@ class DecodeOptions(Struct, frozen=True, omit_defaults=True, kw_only=True):
     :param response_format: what the answer must look like, once thinking has ended.
     :param tool_choice: ``auto``; ``required``: call one of the tools; or the name of the one to call.
     :param parallel_tool_calls: ``False``: one call at most.
+    :param logprobs: say how probable each token was (:class:`LogprobsPart`).
+    :param top_logprobs: and so many of the most probable ones in its place, 0 to 20; with ``logprobs`` only.
     :raises InvalidRequestError: a value outside its range.
     """
 
@@ -238,6 +253,8 @@ class DecodeOptions(Struct, frozen=True, omit_defaults=True, kw_only=True):
     response_format: ResponseFormat | None = None
     tool_choice: str = "auto"
     parallel_tool_calls: bool = True
+    logprobs: bool = False
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         checks = (
@@ -258,6 +275,7 @@ class DecodeOptions(Struct, frozen=True, omit_defaults=True, kw_only=True):
                 not (self.ignore_eos and self.response_format),
                 "False where a response_format says the end",
             ),
+            ("top_logprobs", _are_tops(self.logprobs, self.top_logprobs), _TOPS),
         )
         _check_all(self, checks)
 
@@ -458,6 +476,50 @@ class ToolCallEnd(Struct, frozen=True, tag="tool_call_end"):
     provider_meta: dict[str, Any] | None = None
 
 
+class TopLogprob(Struct, frozen=True):
+    """A token that could have come, and the natural logarithm of its probability; see :class:`LogprobsPart`.
+
+    :param data: the bytes it stands for, which may be part of a character; of a control token its name.
+    :param token: its id in the model's vocabulary; ``None``: the vendor does not tell.
+    """
+
+    logprob: float
+    data: bytes
+    token: int | None = None
+
+
+class TokenLogprob(Struct, frozen=True):
+    """A token that came. The fields of :class:`TopLogprob`, and:
+
+    :param kind: what the first character it is part of became: ``marker`` is what no part shows, tags for example;
+        ``call`` lies in a tool call, its tags included. ``None``: the vendor does not tell.
+    :param top: the most probable tokens in its place, the first most of all. The token itself need not be among them.
+    """
+
+    logprob: float
+    data: bytes
+    token: int | None = None
+    kind: TokenKind | None = None
+    top: tuple[TopLogprob, ...] = ()
+
+
+class LogprobsPart(Struct, frozen=True, tag="logprobs"):
+    """How probable the next tokens of the answer were, in their order; only where ``logprobs`` asked for it.
+
+    A node says it of every token it generated that is part of the answer: text, thinking, calls and the markers between
+    them. A token comes once it is certain what it became, after the part that holds it: those of a call when that is
+    complete. Not told are the token that ended the answer, and tokens of which a stop string left nothing; of one that
+    a stop string cut, ``data`` is the whole token. Frames cut the sequence anywhere.
+
+    The numbers are of the model's own distribution, the log-softmax of its logits: before temperature, penalties,
+    truncation (top-k, top-p, min-p), and before a format or a tool's schema forbade anything. So a token that was
+    forced may have a low one. Those of a vendor are what the vendor says, mostly of the answer's text alone; some write
+    -9999 for what is beyond the alternatives they look at.
+    """
+
+    tokens: tuple[TokenLogprob, ...]
+
+
 class ProgressPart(Struct, frozen=True, tag="progress"):
     """Prefill goes on: ``done`` of ``total`` input tokens, of which ``cached`` were reused or restored.
 
@@ -534,17 +596,22 @@ StreamPart = (
     | ProgressPart
     | WarningPart
     | ErrorPart
+    | LogprobsPart
     | EndPart
 )
 
 
 class ChatResult(Struct, frozen=True, kw_only=True):
-    """A stream, joined. ``message`` is ready to be appended to the conversation."""
+    """A stream, joined. ``message`` is ready to be appended to the conversation.
+
+    :param logprobs: of the tokens of the answer, where they were asked for; see :class:`LogprobsPart`.
+    """
 
     message: Message
     end: EndPart
     warnings: tuple[WarningPart, ...] = ()
     errors: tuple[ErrorPart, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
     def text(self) -> str:
@@ -598,6 +665,7 @@ class PartsJoiner:
         self._meta: dict[int, dict[str, Any] | None] = {}
         self._warnings: list[WarningPart] = []
         self._errors: list[ErrorPart] = []
+        self._logprobs: list[TokenLogprob] = []
         self._end: EndPart | None = None
 
     def add(self, part: StreamPart) -> None:
@@ -620,6 +688,8 @@ class PartsJoiner:
                 self._errors.append(part)
                 if index is not None:
                     self._calls.pop(index, None)
+            case LogprobsPart(tokens=tokens):
+                self._logprobs += tokens
             case EndPart():
                 self._end = part
             case ProgressPart():
@@ -648,4 +718,10 @@ class PartsJoiner:
             tool_calls=calls,
             provider_meta=end.provider_meta,
         )
-        return ChatResult(message=message, end=end, warnings=tuple(self._warnings), errors=tuple(self._errors))
+        return ChatResult(
+            message=message,
+            end=end,
+            warnings=tuple(self._warnings),
+            errors=tuple(self._errors),
+            logprobs=tuple(self._logprobs),
+        )

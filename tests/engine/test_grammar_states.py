@@ -166,7 +166,7 @@ def asked(**options: Any) -> Job:
 
 def test_a_grammar_is_made_beside_the_scheduler_and_told_once(backend: FakeBackend) -> None:
     woken: list[int] = []
-    grammars = Grammars(backend, ChatTemplate(TEMPLATE), lambda: woken.append(1))
+    grammars = Grammars(backend, lambda: Words(backend), ChatTemplate(TEMPLATE), lambda: woken.append(1))
     first, second = (asked(response_format=ResponseFormat(regex="a+")) for _ in range(2))
     began = time.perf_counter()
     assert not grammars.ready(first)
@@ -195,7 +195,7 @@ def test_a_panic_of_the_matcher_is_an_error_of_the_call(backend: FakeBackend, mo
         raise PanicError("the matcher broke")
 
     monkeypatch.setattr(Words, "matcher", panic)
-    grammars = Grammars(backend, ChatTemplate(TEMPLATE), lambda: None)
+    grammars = Grammars(backend, lambda: Words(backend), ChatTemplate(TEMPLATE), lambda: None)
     job = asked(response_format=ResponseFormat(regex="a+"))
     while not grammars.ready(job):
         time.sleep(0.001)
@@ -205,7 +205,7 @@ def test_a_panic_of_the_matcher_is_an_error_of_the_call(backend: FakeBackend, mo
 
 def test_what_is_wrong_in_itself_needs_no_vocabulary(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeBackend, "words", lambda _: pytest.fail("the vocabulary was read"))
-    grammars = Grammars(backend, ChatTemplate(TEMPLATE), lambda: None)
+    grammars = Grammars(backend, lambda: Words(backend), ChatTemplate(TEMPLATE), lambda: None)
     job = asked(response_format=ResponseFormat(schema={"type": "nothing"}))
     while not grammars.ready(job):
         time.sleep(0.001)

@@ -17,7 +17,7 @@ import pytest
 
 from modeld.node.node import Node, NodeConfig
 from modeld.session import ModelRef, SessionConfig
-from modeld.types import ChatResult, DecodeOptions, Message, ResponseFormat
+from modeld.types import ChatResult, DecodeOptions, FunctionTool, Message, ResponseFormat, Tool
 from random_schemas import Maker
 from support.engines import TINY_F16
 
@@ -64,7 +64,7 @@ async def answers(node: Node, seeds: range, think: str) -> list[tuple[dict[str, 
     return [pair for lane in await asyncio.gather(*map(run, range(8))) for pair in lane]
 
 
-@pytest.mark.parametrize(("seeds", "think"), [(range(200), "off"), (range(200, 250), "high")])
+@pytest.mark.parametrize(("seeds", "think"), [(range(200), "off"), (range(200, 400), "high")])
 async def test_what_ends_by_itself_fits(node: Node, seeds: range, think: str) -> None:
     ends: Counter[str] = Counter()
     for schema, result in await answers(node, seeds, think):
@@ -76,3 +76,39 @@ async def test_what_ends_by_itself_fits(node: Node, seeds: range, think: str) ->
             assert (result.finish_reason, result.usage.output) == ("length", 400)
     # Most do end, or nothing was shown: some schemas leave room that tiny fills for ever.
     assert ends["stop"] >= 0.8 * len(seeds), ends
+
+
+@pytest.mark.parametrize("think", ["off", "high"])
+async def test_a_call_fits_beside_thinking_and_a_format(node: Node, think: str) -> None:
+    """Tools, a format and thinking together: who may answer or call does either, and both fit."""
+
+    async def one(seed: int, schema: dict[str, object]) -> ChatResult:
+        config = SessionConfig(name=f"tools {think} {seed}")
+        session = await node.open_session(ModelRef(path=str(TINY_F16)), config)
+        options = DecodeOptions(
+            max_tokens=400,
+            seed=seed,
+            temperature=1.2,
+            tool_choice="required" if seed % 2 else "auto",
+            parallel_tool_calls=False,
+            response_format=None if seed % 2 else ResponseFormat(schema=schema),
+        )
+        tool = Tool(FunctionTool("look", "looks it up", schema, strict=True))
+        ask = [Message("user", ASKS[seed % len(ASKS)])]
+        return await session.turn(ask, tools=(tool,), think=think, options=options).join()
+
+    made = [(seed, Maker(seed).make()) for seed in range(1000, 1060)]
+    made = [(seed, schema) for seed, schema in made if schema.get("type") == "object"][:24]
+    results = await asyncio.gather(*(one(seed, schema) for seed, schema in made))
+    ended = 0
+    for (seed, schema), result in zip(made, results, strict=True):
+        if result.finish_reason == "length":
+            assert result.usage.output == 400
+            continue
+        ended += 1
+        assert bool(result.thinking) == (think == "high")
+        assert len(result.tool_calls) <= 1
+        assert result.tool_calls or seed % 2 == 0
+        said = result.tool_calls[0].function.arguments if result.tool_calls else result.text
+        jsonschema.validate(json.loads(said), schema, format_checker=CHECKER)
+    assert ended >= 0.75 * len(made)

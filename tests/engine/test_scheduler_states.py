@@ -41,6 +41,7 @@ from modeld.engine.protocol import (
     decode_result,
 )
 from modeld.engine.scheduler import Scheduler
+from modeld.engine.words import Words
 from modeld.session import Manifest
 from modeld.types import DecodeOptions, EndPart, Message, PartsJoiner
 
@@ -89,7 +90,16 @@ class Engine:
         self.replies: list[Reply] = []
         manifest = Manifest(engine="fake", engine_build="1", model_digest="d", template_digest="t")
         prompts = Prompts(self.backend, TEMPLATED, load.window)
-        self.scheduler = Scheduler(self.backend, load, manifest, prompts, self.replies.append, self.inbox, self.control)
+        self.scheduler = Scheduler(
+            self.backend,
+            load,
+            manifest,
+            prompts,
+            lambda: Words(self.backend),
+            self.replies.append,
+            self.inbox,
+            self.control,
+        )
 
     def step(self, slices: list[Slice]) -> StepResult:
         """Counts what is really computed, for the first request of each session."""

@@ -11,7 +11,7 @@ import pytest
 from modeld.engine.backend import Embedder
 from modeld.engine.llama.runtime import LlamaRuntime
 from modeld.engine.protocol import Load
-from support.encoders import CLS, SEP, Reference, cosine, write_bert, write_last
+from support.encoders import CLS, SEP, Reference, cosine, write_bert, write_last, write_ranking
 from support.engines import TINY_F16
 
 TEXTS = (
@@ -77,6 +77,23 @@ def test_a_reranker_scores_query_and_document_as_the_reference(
     scores = [vector[0] for vector in model.compute(pairs)]
     assert scores == pytest.approx([reference.score(pair) for pair in pairs], abs=1e-3)
     assert len({round(score, 2) for score in scores}) == 3
+
+
+def test_tiny_with_a_head_ranks_as_the_reference(opened: Callable[[Path, int], Embedder], tmp_path: Path) -> None:
+    path = tmp_path / "tiny-ranks.gguf"
+    write_ranking(path)
+    model, reference = opened(path, 512), Reference(path)
+    assert (model.pooling, model.dimensions) == ("rank", 2)
+    pairs = [model.pair("What is the weather?", text) for text in TEXTS]
+    spelled = b"<|im_start|>user\nWhat is the weather?\nHello!<|im_end|>\n"
+    assert pairs[0] == model.tokenize(spelled, add_special=False)
+    scores = [vector[0] for vector in model.compute(pairs)]
+    wanted = [reference.score(pair) for pair in pairs]
+    assert scores == pytest.approx(wanted, abs=1e-3)
+    assert [n for _, n in sorted(zip(scores, range(5), strict=True))] == [
+        n for _, n in sorted(zip(wanted, range(5), strict=True))
+    ]
+    assert max(wanted) - min(wanted) > 0.05
 
 
 def test_the_last_tokens_vector_where_the_file_says_so(opened: Callable[[Path, int], Embedder], tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from modeld import (
     FunctionTool,
     ImagePart,
     InvalidRequestError,
+    LogprobsPart,
     Message,
     ModelNotFoundError,
     NotSupportedError,
@@ -39,16 +40,19 @@ from modeld import (
     StreamPart,
     TextPart,
     ThinkingPart,
+    TokenLogprob,
     Tool,
     ToolCall,
     ToolCallEnd,
     ToolCallStart,
+    TopLogprob,
 )
 from modeld.repository import CatalogOptions, RetryPolicy, new_catalog_provider
 from modeld.repository.client import WireClient
 from modeld.repository.options import OPTIONS
 from modeld.repository.provider import WireCatalog
 from modeld.repository.tracker import Attribute
+from modeld.testing.google import FakeGemini
 from modeld.testing.server import Answer, FakeServer, Fault
 from modeld.thinking import LEVELS
 from support.providers import ProviderCase, provider_cases
@@ -90,6 +94,8 @@ SAMPLES: dict[str, object] = {
     "tool_choice": "required",
     "parallel_tool_calls": False,
     "response_format": ResponseFormat(schema=SCHEMA),
+    "logprobs": True,
+    "top_logprobs": 3,
     "think": "high",
     "shift": True,
     "truncate": True,
@@ -111,6 +117,11 @@ class Backend:
     async def listed(self, name: str) -> WireClient:
         (model,) = [m for m in await self.catalog.list_models() if m.name == name]
         return await self.catalog.provider_for(model).embed_client()
+
+    @property
+    def server_knows_bytes(self) -> bool:
+        """Google writes tokens as text."""
+        return not isinstance(self.server, FakeGemini)
 
     @property
     def sent(self) -> list[dict[str, Any]]:
@@ -256,6 +267,43 @@ async def test_a_thinking_tool_turn_is_taken_back_by_the_vendor(case: ProviderCa
         assert "something else" not in json.dumps(b.sent[-1])
 
 
+UNSCORED = ("anthropic", "mistral", "openai-responses")
+"""Cases whose model tells no log-probabilities."""
+
+SCORED = tuple(
+    TokenLogprob(-0.5 - place, data, top=(TopLogprob(-0.5 - place, data), TopLogprob(-9999.0, b"#")))
+    for place, data in enumerate((b"It", b" is", b" ", b"\xf0\x9f\x8e", b"\x88", b"."))
+)
+
+
+@pytest.mark.parametrize("top", [None, 0, 1, 2])
+async def test_log_probabilities_are_the_same_streamed_and_not(case: ProviderCase, top: int | None) -> None:
+    async with backend(case) as b:
+        client = await b.client()
+        asked = ChatConfig(logprobs=True, top_logprobs=top)
+        if case.id in UNSCORED:
+            with pytest.raises(NotSupportedError) as caught:
+                await client.chat(ASK, asked)
+            assert caught.value.details["feature"] == "logprobs"
+            assert b.sent == []
+            return
+        b.server.script(*both_ways(Answer(text="It is 🎈.", logprobs=SCORED)), Answer(text="It", logprobs=SCORED))
+        whole = await client.chat(ASK, asked)
+        assert [token.logprob for token in whole.logprobs] == [token.logprob for token in SCORED]
+        if b.server_knows_bytes:
+            assert b"".join(token.data for token in whole.logprobs).decode() == whole.text
+        assert {len(token.top) for token in whole.logprobs} == {top or 0}
+        parts = await collect(client, ASK, asked)
+        joined = [token for part in parts if isinstance(part, LogprobsPart) for token in part.tokens]
+        assert tuple(joined) == whole.logprobs
+        # They come beside the text, not all at the end.
+        kinds = [type(part) for part in parts if isinstance(part, TextPart | LogprobsPart)]
+        assert kinds[:2] == [TextPart, LogprobsPart]
+        assert kinds.count(LogprobsPart) > 1
+        # Who did not ask hears nothing.
+        assert (await client.chat(ASK, logprobs=False, top_logprobs=0)).logprobs == ()
+
+
 async def test_json_follows_a_schema(case: ProviderCase) -> None:
     async with backend(case) as b:
         b.server.script(Answer(text='{"name":"Ada","age":36}'))
@@ -286,14 +334,19 @@ async def test_no_option_is_dropped(case: ProviderCase, option: str) -> None:
         model = case.thinking_model if option == "think" else case.model
         client = await b.client(model)
         base = ChatConfig(tools=(LIST,)) if option in ("tool_choice", "parallel_tool_calls") else ChatConfig()
+        if option == "top_logprobs":
+            base = ChatConfig(logprobs=True)
         config = base.replace(**{option: SAMPLES[option]})
         if wire.rules[option].kind == "error":
             with pytest.raises(NotSupportedError) as caught:
                 await client.chat(ASK, config)
-            assert caught.value.details["feature"] == option
+            assert caught.value.details["feature"] == ("logprobs" if base.logprobs else option)
             assert b.sent == []
             return
         b.server.script(Answer(text="{}"), Answer(text="{}"))
+        if case.id in UNSCORED and base.logprobs:
+            assert (await unsupported(client, base)) is not None
+            return
         await client.chat(ASK, base)
         if (error := await unsupported(client, config)) is not None:
             # The wire can, this model cannot: refused by name, before anything was sent.

@@ -104,6 +104,8 @@ async def test_every_sampling_option_arrives_and_what_is_not_set_is_the_engines_
         "tool_choice": "auto",
         "parallel_tool_calls": False,
         "response_format": ResponseFormat(choice=("a", "b")),
+        "logprobs": True,
+        "top_logprobs": 4,
     }
     assert values.keys() == {name.partition(".")[2] for name in _wires() if name.startswith("options.")}
     await recorder.ask(model, Message("user", "x"), think="on", **values)

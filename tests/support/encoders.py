@@ -82,6 +82,22 @@ def _bert_tensors(vocabulary: int, *, rank: bool) -> dict[str, Matrix]:
 
 def write_last(path: Path) -> None:
     """Tiny, with a file that says that the vector of a text is that of its last token."""
+    writer = _tiny(path)
+    writer.add_pooling_type(gguf.PoolingType.LAST)
+    write_tensors(writer, tiny_parts().tensors)
+
+
+def write_ranking(path: Path) -> None:
+    """Tiny with a head of two labels over its last token, as the rerankers made of Qwen3 have it."""
+    writer = _tiny(path)
+    writer.add_pooling_type(gguf.PoolingType.RANK)
+    writer.add_array("qwen3.classifier.output_labels", ["yes", "no"])
+    writer.add_string("tokenizer.chat_template.rerank", "<|im_start|>user\n{query}\n{document}<|im_end|>\n")
+    head = np.random.default_rng(11).standard_normal((2, WIDTH)) * 0.2
+    write_tensors(writer, {**tiny_parts().tensors, "cls.output.weight": head.astype(np.float32)})
+
+
+def _tiny(path: Path) -> gguf.GGUFWriter:
     writer = tiny_parts().begin(
         path,
         "qwen3",
@@ -94,8 +110,7 @@ def write_last(path: Path) -> None:
         attention__value_length=HEAD,
     )
     writer.add_rope_freq_base(10000.0)
-    writer.add_pooling_type(gguf.PoolingType.LAST)
-    write_tensors(writer, tiny_parts().tensors)
+    return writer
 
 
 class Reference:
@@ -110,12 +125,19 @@ class Reference:
         """Before pooling."""
         return self._bert(tokens) if self.architecture == "bert" else self._qwen(tokens)
 
+    def logits(self, tokens: Sequence[int]) -> Matrix:
+        """Of what may follow each of the tokens."""
+        words = self.tensors.get("output.weight", self.tensors["token_embd.weight"])
+        return np.asarray(self.rows(tokens) @ words.T)
+
     def mean(self, tokens: Sequence[int]) -> Matrix:
         """Mean pooling."""
         return np.asarray(self.rows(tokens).mean(0))
 
     def score(self, tokens: Sequence[int]) -> float:
-        """The head of a model that ranks, over its first token."""
+        """The head of a model that ranks, over its first token; of tiny how sure the last one is of the first label."""
+        if self.architecture != "bert":
+            return float(_softmax(self._linear("cls.output", self.rows(tokens)[-1:]))[0, 0])
         hidden = np.tanh(self._linear("cls", self.rows(tokens)[:1]))
         return float(self._linear("cls.output", hidden)[0, 0])
 

@@ -7,18 +7,21 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
-from modeld.transport.resume import DivergedError, Replay, Transcript
+from modeld.transport.resume import DivergedError, Replay, TokenReplay, Transcript
 from modeld.types import (
     ChatResult,
     EndPart,
     ErrorPart,
+    LogprobsPart,
     PartsJoiner,
     ProgressPart,
     Receipt,
     StreamPart,
     TextPart,
     ThinkingPart,
+    TokenLogprob,
     ToolCallDelta,
     ToolCallEnd,
     ToolCallStart,
@@ -145,6 +148,28 @@ def test_warnings_of_the_repeated_stretch_are_not_said_twice() -> None:
 
 def test_a_cancelled_repetition_ends() -> None:
     assert repeat([TextPart("long")], [TextPart("lo"), CANCELLED]) == [TextPart("long"), CANCELLED]
+
+
+TOKENS = tuple(TokenLogprob(-0.5 * place, data) for place, data in enumerate((b"Oslo", b" is", b" ", b"dry")))
+
+
+@pytest.mark.parametrize("had", range(5))
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_a_token_is_told_once_wherever_the_parts_were_cut(had: int, size: int) -> None:
+    transcript = Transcript()
+    transcript.add(LogprobsPart(TOKENS[:had]))
+    replay = TokenReplay(transcript)
+    # The same tokens, with numbers of another machine.
+    again = [structs.replace(token, logprob=token.logprob - 1e-3) for token in TOKENS]
+    fresh = [replay.fresh(LogprobsPart(tuple(again[at : at + size]))) for at in range(0, 4, size)]
+    assert [token for part in fresh if part is not None for token in part.tokens] == again[had:]
+
+
+def test_other_tokens_of_the_same_text_are_refused() -> None:
+    transcript = Transcript()
+    transcript.add(LogprobsPart(TOKENS))
+    with pytest.raises(DivergedError):
+        TokenReplay(transcript).fresh(LogprobsPart((TOKENS[0], TokenLogprob(-1.0, b" i"))))
 
 
 def test_characters_are_counted_as_delivered() -> None:

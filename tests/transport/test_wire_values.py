@@ -88,6 +88,8 @@ CHECKED = {
         "stop": st.lists(NAME, max_size=3).map(tuple),
         "response_format": st.none(),  # beside ignore_eos it is refused; see the test of formats
         "tool_choice": NAME.filter(lambda name: name != "none"),
+        "logprobs": st.just(True),
+        "top_logprobs": st.integers(0, 20),
     },
     ResponseFormat: {"regex": st.just(""), "choice": st.just(()), "ebnf": st.just("")},
     ChatConfig: {
@@ -106,6 +108,8 @@ CHECKED = {
         "think": st.sampled_from([None, "auto", "off", "high"]),
         "shift": st.none() | st.booleans(),
         "truncate": st.none() | st.just(False),
+        "logprobs": st.just(True),
+        "top_logprobs": st.none() | st.integers(0, 20),
         "timeout": st.none() | st.floats(0, 10**6, exclude_min=True),
     },
     ModelRef: {"name": NAME, "path": NAME},

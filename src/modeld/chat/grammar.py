@@ -22,6 +22,8 @@ MAX_CHOICES: Final = 1000
 MAX_CHOICE_CHARACTERS: Final = 64 << 10
 """Of all choices together."""
 MAX_EBNF: Final = 16 << 10
+MAX_RULES: Final = 200
+"""Of GBNF: 400 that each name the next one twice took the matcher more than a second before it gave up."""
 """Characters of a grammar at most."""
 
 # Forcing would have the matcher choose the tokens of a text that is certain; here the model does.
@@ -155,7 +157,11 @@ def _choices(choices: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _ebnf(text: str) -> str:
-    if len(text) > MAX_EBNF or not _ROOT.search(text):
-        why = f"up to {MAX_EBNF} characters of GBNF with a rule root ::= ..., not {len(text)} that begin {text[:40]!r}"
-        raise InvalidRequestError(f"a grammar is {why}", parameter="response_format")
+    rules = text.count("::=")
+    if len(text) > MAX_EBNF or rules > MAX_RULES or not _ROOT.search(text):
+        text = (
+            f"a grammar is up to {MAX_EBNF} characters and {MAX_RULES} rules of GBNF with one root ::= ..., not "
+            f"{len(text)} and {rules} that begin {text[:40]!r}"
+        )
+        raise InvalidRequestError(text, parameter="response_format")
     return text

@@ -8,11 +8,10 @@ keyword that was not looked at. Whatever fits the written form fits the schema; 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable
 from typing import Any, Final, NoReturn
 from urllib.parse import unquote
 
+from modeld.chat.number_limits import narrowest
 from modeld.chat.patterns import read_pattern
 from modeld.chat.schema_graph import circular, distinct, endless, is_a
 from modeld.errors import InvalidRequestError, NotSupportedError
@@ -334,9 +333,7 @@ class _Reader:
         if step is not None and (step != int(step) or not 1 <= step <= MAX_MULTIPLE):
             text = f"multipleOf is a whole number from 1 to {MAX_MULTIPLE}, not {step!r}"
             self._unsupported(_into(at, "multipleOf"), text)
-        if kind == "integer":
-            numbers = _whole(numbers)
-        low, high = _tighter(numbers, "inimum", max), _tighter(numbers, "aximum", min)
+        low, high = narrowest(numbers, whole=kind == "integer")
         limits = low | high
         if low and high:
             (low_key, least), (high_key, most) = *low.items(), *high.items()
@@ -380,27 +377,3 @@ def _into(at: str, step: object) -> str:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _whole(numbers: dict[str, float]) -> dict[str, float]:
-    """The limits of a number as those of a whole one."""
-    rules: dict[str, tuple[str, Callable[[float], int]]] = {
-        "minimum": ("minimum", math.ceil),
-        "exclusiveMinimum": ("minimum", lambda value: math.floor(value) + 1),
-        "maximum": ("maximum", math.floor),
-        "exclusiveMaximum": ("maximum", lambda value: math.ceil(value) - 1),
-    }
-    made: dict[str, float] = {}
-    for key, value in numbers.items():
-        name, rounded = rules[key]
-        choose = max if name == "minimum" else min
-        made[name] = choose(rounded(value), made.get(name, rounded(value)))
-    return made
-
-
-def _tighter(numbers: dict[str, float], end: str, choose: Callable[[float, float], float]) -> dict[str, float]:
-    """Of two limits on one side the one that counts."""
-    inclusive, exclusive = numbers.get(f"m{end}"), numbers.get(f"exclusiveM{end}")
-    if inclusive is None or exclusive is None:
-        return {key: value for key, value in numbers.items() if key.endswith(end)}
-    return {f"exclusiveM{end}": exclusive} if choose(inclusive, exclusive) == exclusive else {f"m{end}": inclusive}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping
 from enum import Enum
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from msgspec import Struct
 
@@ -65,7 +65,7 @@ class Vocabulary(Protocol):
         ...
 
     def words(self) -> list[bytes]:
-        """The bytes of each token, as a grammar may use them; called once, in another thread, beside :meth:`step`.
+        """The bytes of each token, as a grammar may use them; called once.
 
         Empty: it is never part of an answer in a format. After a byte FF comes the name of a token that no text is made
         of; those that end an answer must be among these.
@@ -93,6 +93,14 @@ class Lexicon(Vocabulary, Protocol):
     def close(self) -> None: ...
 
 
+class Scored(NamedTuple):
+    """A token, the natural logarithm of its probability, and the most probable ones with theirs, the first most."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
 class Sampler(Protocol):
     """Chooses tokens for one stream."""
 
@@ -101,6 +109,14 @@ class Sampler(Protocol):
 
         :param allowed: a bit for each token that may be chosen, the lowest of a byte first; ``None``: any.
             The logits of the others are lost.
+        """
+        ...
+
+    def scored(self, row: int, top: int, allowed: bytes | None = None) -> Scored:
+        """What :meth:`sample` gives, with logarithms of probabilities: of the logits as the model gave them.
+
+        :param top: so many of the most probable tokens; fewer where the others cannot come.
+        :raises EngineError: the logits are no numbers.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Makes grammars in a thread of its own. The first of a load waits for the vocabulary; the streams do not."""
+"""Makes grammars in a thread of its own; the streams do not wait for it."""
 
 from __future__ import annotations
 
@@ -41,13 +41,16 @@ class Made(NamedTuple):
 class Grammars:
     """Belongs to the scheduler's thread, but for what :class:`_Maker` does in its own.
 
+    :param words: gives the model's, or raises why there are none. Called in the thread of the grammars.
     :param template: says how the model writes calls, and whether its prompt opens the thinking.
     :param wake: called, in another thread, when one is done.
     """
 
-    def __init__(self, backend: Backend, template: ChatTemplate, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, backend: Backend, words: Callable[[], Words], template: ChatTemplate, wake: Callable[[], None]
+    ) -> None:
         self._backend = backend
-        self._maker = _Maker(backend, template)
+        self._maker = _Maker(backend, words, template)
         self._wake = wake
         self._thread = ThreadPoolExecutor(1, "grammar")
         self._asked: dict[Job, Future[Made | None]] = {}
@@ -105,12 +108,12 @@ class Grammars:
 class _Maker:
     """Runs in the thread of the grammars."""
 
-    def __init__(self, backend: Backend, template: ChatTemplate) -> None:
+    def __init__(self, backend: Backend, words: Callable[[], Words], template: ChatTemplate) -> None:
         self._backend = backend
+        self._words = words
         self._syntax = call_syntax(template.source)
         self._tags = next((tags for tags in THINKING if tags[0] in template.source or tags[1] in template.source), None)
         self._opens_itself = not template.facts.opens_thinking
-        self._words: Words | None = None
 
     def made(self, wanted: Wanted) -> Made | None:
         """The plan; ``None``: the answer is held to nothing. Raises as :meth:`Grammars.check`."""
@@ -128,13 +131,13 @@ class _Maker:
         self._check_choice(wanted, syntax)
         if all(tool.function.strict is False for tool in wanted.tools) and not forced and not options.response_format:
             return None
-        # Before the vocabulary, which takes a while: what is wrong in itself is said at once.
+        # First of all: what is wrong in itself is so without the matcher's package too.
         answer = check_format(options.response_format) if options.response_format is not None and not forced else None
         tools, warnings = self._tools(wanted) if syntax is not None else ([], [])
         if answer is None and not tools:
             return None
         try:
-            words = self._words = self._words or Words(self._backend)
+            words = self._words()
         except MissingDependencyError as error:
             if answer is not None or forced or any(tool.function.strict for tool in wanted.tools):
                 raise

@@ -9,21 +9,24 @@ from typing import NamedTuple
 
 from modeld.chat.parser import OutputParser
 from modeld.chat.stops import SpecialBytes, StopMatcher
-from modeld.engine.backend import Sampler
+from modeld.engine.backend import Sampler, Scored
 from modeld.engine.constraint import Constraint
 from modeld.engine.explain import computed_again, stopped
+from modeld.engine.logprobs import TokenScores
 from modeld.engine.pace import Pace
 from modeld.engine.protocol import Decode, Prefix, SessionRequest, Suffix, Turn
 from modeld.engine.session import EngineSession, Prompt
 from modeld.engine.spans import Positions
 from modeld.types import (
     DecodeOptions,
+    LogprobsPart,
     Receipt,
     ReuseReason,
     ReuseStop,
     StreamPart,
     TextPart,
     ThinkingPart,
+    TokenLogprob,
     ToolCallDelta,
     ToolCallEnd,
 )
@@ -40,6 +43,7 @@ class Stream:
         sampler: Sampler,
         parser: OutputParser,
         constraint: Constraint | None = None,
+        scores: TokenScores | None = None,
     ) -> None:
         self.options = options
         self.seed = seed
@@ -60,14 +64,20 @@ class Stream:
         # End of each token in the bytes generated, so that a stop string can be cut off the tape.
         self.token_ends: list[int] = []
         self._constraint = constraint
+        self._scores = scores
+        self._scored: Scored | None = None
         # Where in the bytes generated text begins that is not parsed, and what reads it once some of it has come.
         self._plain_from: int | None = None
         self._plain = getincrementaldecoder("utf-8")("replace")
         self._parsed = False
 
     def choose(self, row: int) -> int:
-        """The next token. :raises EngineError: the answer's format cannot go on."""
-        return self.sampler.sample(row, self._constraint.allowed() if self._constraint is not None else None)
+        """The next token. :raises EngineError: the answer's format cannot go on, or no token has a probability."""
+        allowed = self._constraint.allowed() if self._constraint is not None else None
+        if self._scores is None:
+            return self.sampler.sample(row, allowed)
+        self._scored = self.sampler.scored(row, self._scores.top, allowed)
+        return self._scored.token
 
     def push(self, token: int, piece: bytes, special: bool) -> str | None:
         """Take a token, and whether it is a special one; the stop string that its bytes completed, if any.
@@ -78,6 +88,10 @@ class Stream:
             self._constraint.took(token, piece)
             if self._constraint.plain and self._plain_from is None:
                 self._plain_from = self.token_ends[-1] if self.token_ends else 0
+                if self._scores is not None:
+                    self._scores.cut_character()
+        if self._scores is not None and self._scored is not None:
+            self._scores.chose(self._scored, piece)
         self.count += 1
         self.credit -= 1
         self.tokens_ready += 1
@@ -98,6 +112,8 @@ class Stream:
             self._say(self._plain.decode(b"", True))
         else:
             self._emit(self.parser.finish())
+        if self._scores is not None:
+            self._tell(self._scores.take(over=True, cut=self.matcher.matched is not None))
 
     def _read(self, passed: bytes, *, last: bool = False) -> None:
         """Parse what no stop string is part of, up to where the answer is plain."""
@@ -116,9 +132,17 @@ class Stream:
     def _say(self, text: str) -> None:
         if text:
             self._emit([TextPart(text)])
+            if self._scores is not None:
+                self._scores.became("text", text)
+
+    def _tell(self, tokens: tuple[TokenLogprob, ...]) -> None:
+        if tokens:
+            self.parts.append(LogprobsPart(tokens))
 
     def take(self) -> tuple[tuple[StreamPart, ...], int]:
         """The parts that are ready, and the tokens they stand for."""
+        if self._scores is not None:
+            self._tell(self._scores.take())
         parts, tokens = tuple(self.parts), self.tokens_ready
         self.parts, self.tokens_ready, self.flushed = [], 0, monotonic()
         return parts, tokens

@@ -8,6 +8,7 @@ from itertools import takewhile
 
 from msgspec import structs
 
+from modeld.chat.output.parts import Spans
 from modeld.chat.parser import OutputParser, Syntax
 from modeld.chat.template import ChatTemplate
 from modeld.engine.backend import Lexicon
@@ -271,11 +272,11 @@ class Prompts:
         """The model's own, or the default."""
         return self._template
 
-    def parser(self, job: Job) -> OutputParser:
-        """A parser for what the model will write after the job's prompt."""
+    def parser(self, job: Job, spans: Spans | None = None) -> OutputParser:
+        """A parser for what the model will write after the job's prompt. :param spans: see :class:`OutputParser`."""
         session = job.session
         tail = bytes(session.text[-4096:]).decode("utf-8", "replace")
-        return OutputParser(self._syntax, tools=session.tools, prompt_tail=tail)
+        return OutputParser(self._syntax, tools=session.tools, prompt_tail=tail, spans=spans)
 
 
 def close_answer(job: Job, pool: Pool, *, cut: bool) -> None:

@@ -26,6 +26,7 @@ from modeld.engine.explain import cannot_rewind, kv_gone, why_stopped
 from modeld.engine.grammars import Grammars
 from modeld.engine.housekeeping import Housekeeping
 from modeld.engine.job import Job, Stream
+from modeld.engine.logprobs import TokenScores
 from modeld.engine.pool import Pool
 from modeld.engine.progress import Heartbeat, Progress
 from modeld.engine.prompts import Prompts, close_answer, slide_under, what_left
@@ -65,6 +66,7 @@ from modeld.engine.states import States
 from modeld.engine.texts import Texts
 from modeld.engine.tiers import open_tiers
 from modeld.engine.transfers import WAKE, Disk, Transfers
+from modeld.engine.words import Words
 from modeld.errors import (
     CancelledError,
     CapacityError,
@@ -87,6 +89,7 @@ Node and client need the processor for each frame. On two cores that also comput
 class Scheduler:
     """Sessions, jobs, and the steps between them. Everything but :class:`Control` belongs to one thread.
 
+    :param words: as :class:`Grammars` wants it.
     :param send: writes a frame to the node; may block.
     :param inbox: requests as the reading thread finds them.
     """
@@ -97,6 +100,7 @@ class Scheduler:
         load: Load,
         manifest: Manifest,
         prompts: Prompts,
+        words: Callable[[], Words],
         send: Callable[[Reply], None],
         inbox: queue.SimpleQueue[Request],
         control: Control,
@@ -115,7 +119,7 @@ class Scheduler:
         self._active: list[Job] = []
         self._room = Room(self._pool, self._active, shares=backend.shares)
         self._admission = Admission(self._pool, self._active)
-        self._grammars = Grammars(backend, prompts.template, lambda: inbox.put(WAKE))
+        self._grammars = Grammars(backend, words, prompts.template, lambda: inbox.put(WAKE))
         self._batches = Batches(self._room, load.batch)
         self._ahead = Ahead(self._pool, prompts, backend)
         self._states = States(self._pool, manifest, send)
@@ -298,7 +302,9 @@ class Scheduler:
             seed = self._prompts.seed(options)
             sampler = self._backend.sampler(options, seed, job.target)
             constraint, warnings = self._grammars.constraint(job, self._prompts.parser(job))
-            job.stream = Stream(options, seed, job.request.credit, sampler, self._prompts.parser(job), constraint)
+            scores = TokenScores(self._backend, options.top_logprobs) if options.logprobs else None
+            parser = self._prompts.parser(job, scores.became if scores is not None else None)
+            job.stream = Stream(options, seed, job.request.credit, sampler, parser, constraint, scores)
             job.stream.parts += warnings
             if job.prompt is not None:
                 job.stream.parts += what_left(job)

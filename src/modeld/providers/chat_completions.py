@@ -29,10 +29,10 @@ from modeld.providers.chat_decoder import ChatDecoder
 from modeld.providers.facts import Facts
 from modeld.providers.failures import Codes
 from modeld.repository.names import ToolNames
-from modeld.repository.options import Rule, Rules, make_rules, mapped, native
+from modeld.repository.options import Rule, Rules, asks, make_rules, mapped, native
 from modeld.repository.wire import Call
 from modeld.thinking import parse_think
-from modeld.types import FinishReason, Message, ResponseFormat, Tool
+from modeld.types import FinishReason, Message, ResponseFormat, TokenKind, Tool
 
 FIELDS: Final[Mapping[str, str]] = {
     "temperature": "temperature",
@@ -42,6 +42,8 @@ FIELDS: Final[Mapping[str, str]] = {
     "stop": "stop",
     "frequency_penalty": "frequency_penalty",
     "presence_penalty": "presence_penalty",
+    "logprobs": "logprobs",
+    "top_logprobs": "top_logprobs",
 }
 """Options that are one value, and the field of the request for each."""
 
@@ -98,6 +100,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     :param details_field: list in a message that the vendor wants to see again, such as ``reasoning_details``.
     :param stop_field: the choice says in ``stop_reason`` which stop string ended it.
     :param finish_reasons: the vendor's words for how an answer ended.
+    :param logprobs_of: what the tokens of an answer's ``logprobs`` are part of; ``None``: of anything.
     :param failed: its words for an answer that broke off, which is an error; ``codes`` may say which.
     :param codes: the vendor's codes of failures.
     :param extra: goes into every chat request.
@@ -116,6 +119,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     details_field: str = ""
     stop_field: bool = False
     finish_reasons: Mapping[str, FinishReason] = field(default_factory=lambda: FINISH_REASONS)
+    logprobs_of: TokenKind | None = None
     failed: tuple[str, ...] = ("error",)
     codes: Codes = field(default_factory=lambda: CODES)
     extra: Mapping[str, Any] = {}
@@ -188,7 +192,7 @@ def check_taken(call: Call, facts: ModelFacts | None, effort: str | None, backen
     if facts.unless_effort and (effort or facts.default_effort) == facts.unless_effort:
         return
     for name in facts.refuses:
-        if getattr(call.config, name) not in (None, ()):
+        if asks(call.config, name):
             but = f" unless think is such that its effort is {facts.unless_effort!r}" if facts.unless_effort else ""
             raise NotSupportedError(
                 f"{call.model.name} of {backend} does not take {name}{but} ({facts.source})",
@@ -222,9 +226,8 @@ class ChatCodec:
             "messages": [self._message(message, names) for message in call.messages],
         }
         for option, name in dialect.fields.items():
-            value = getattr(config, option)
-            if value is not None and value != ():
-                body[name] = value
+            if asks(config, option):
+                body[name] = getattr(config, option)
         if config.tools:
             body["tools"] = [_tool(tool, names) for tool in config.tools]
             if config.tool_choice is not None:

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from modeld.errors import BackendProtocolError, ModeldError
 from modeld.providers.failures import Codes, Failure, failure_error
+from modeld.providers.token_logprobs import read_logprobs
 from modeld.repository.names import ToolNames
 from modeld.types import (
     EndPart,
@@ -62,6 +63,7 @@ class _Choice(Struct, gc=False):
     finish_reason: Any = None
     stop_reason: Any = None
     error: Any = None
+    logprobs: Any = None
 
 
 class _Chunk(Struct, gc=False):
@@ -175,6 +177,9 @@ class ChatDecoder:
                 self._read(choice.delta, parts)
             elif choice.message is not None:
                 self._read(choice.message, parts, whole=True)
+            if isinstance(choice.logprobs, dict):
+                for list_ in (choice.logprobs.get("content"), choice.logprobs.get("refusal")):
+                    parts += read_logprobs(list_, self._dialect.logprobs_of)
             # Servers send "" as long as there is none.
             if choice.finish_reason:
                 self._finish = choice.finish_reason

@@ -234,7 +234,11 @@ _MISTRAL: Final = Dialect(
     # Fields, tool_choice "any" and the finish reasons: types of github.com/mistralai/client-python (chatcompletion*.py,
     # toolchoiceenum.py). It takes no stream_options: usage comes with the last chunk. Unknown fields are a 422.
     backend="mistral",
-    fields={**FIELDS, "max_tokens": "max_tokens", "seed": "random_seed"},
+    fields={
+        **{option: name for option, name in FIELDS.items() if option not in ("logprobs", "top_logprobs")},
+        "max_tokens": "max_tokens",
+        "seed": "random_seed",
+    },
     id_length=9,
     result_name=True,
     required_choice="any",
@@ -281,6 +285,8 @@ MISTRAL: Final = Vendor(
         top_k=refused("the vendor has top_p only"),
         min_p=refused("the vendor has top_p only"),
         repeat_penalty=refused("the vendor has frequency_penalty and presence_penalty"),
+        logprobs=refused("the vendor does not tell them"),
+        top_logprobs=refused("the vendor does not tell them"),
         shift=refused("the vendor never drops turns of a conversation"),
         truncate=refused("the vendor never drops turns of a conversation"),
     ),

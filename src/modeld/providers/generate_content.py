@@ -45,6 +45,8 @@ RULES: Final[Rules] = make_rules(
     response_format=mapped(
         "generationConfig.responseMimeType", "application/json, with the schema as responseJsonSchema; always strict"
     ),
+    logprobs=native("generationConfig.responseLogprobs"),
+    top_logprobs=mapped("generationConfig.logprobs", "0 sends nothing"),
     think=mapped("generationConfig.thinkingConfig", "thinkingBudget for 2.5, thinkingLevel since 3, with summaries"),
     shift=refused("Google keeps no conversation that could lose its oldest turns"),
     truncate=refused("Google refuses what does not fit"),
@@ -96,6 +98,8 @@ def _generation(backend: str, call: Call) -> dict[str, Any]:
         "stopSequences": list(config.stop) or None,
         "frequencyPenalty": config.frequency_penalty,
         "presencePenalty": config.presence_penalty,
+        "responseLogprobs": config.logprobs or None,
+        "logprobs": config.top_logprobs or None,
         "thinkingConfig": thinking_config(backend, call.model, parse_think(config.think)),
     }
     if config.response_format is not None:

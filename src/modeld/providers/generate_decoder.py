@@ -20,12 +20,15 @@ from modeld.types import (
     EndPart,
     ErrorPart,
     FinishReason,
+    LogprobsPart,
     StreamPart,
     TextPart,
     ThinkingPart,
+    TokenLogprob,
     ToolCallDelta,
     ToolCallEnd,
     ToolCallStart,
+    TopLogprob,
     Usage,
     WarningPart,
 )
@@ -50,11 +53,27 @@ class _Content(Struct):
     parts: list[_Part] | None = None
 
 
+class _Scored(Struct, rename="camel"):
+    log_probability: float | None = None
+    token: str | None = None
+    token_id: int | None = None
+
+
+class _Best(Struct):
+    candidates: list[_Scored] | None = None
+
+
+class _Logprobs(Struct, rename="camel"):
+    chosen_candidates: list[_Scored] | None = None
+    top_candidates: list[_Best] | None = None
+
+
 class _Candidate(Struct, rename="camel"):
     content: _Content | None = None
     finish_reason: str | None = None
     finish_message: str | None = None
     continuation_token: str | None = None
+    logprobs_result: _Logprobs | None = None
 
 
 class _Feedback(Struct, rename="camel"):
@@ -151,9 +170,13 @@ class Decoder:
         if candidate.finish_reason:
             self._reason, self._message = candidate.finish_reason, candidate.finish_message or ""
             self.continuation = candidate.continuation_token or ""
-        if candidate.content is None or not candidate.content.parts:
+        said = self._said(candidate.content)
+        return said if candidate.logprobs_result is None else [*said, *_logprobs(candidate.logprobs_result)]
+
+    def _said(self, content: _Content | None) -> Sequence[StreamPart]:
+        if content is None or not content.parts:
             return ()
-        parts = candidate.content.parts
+        parts = content.parts
         first = parts[0]
         if len(parts) == 1 and first.text and not (first.thought or first.thought_signature or first.function_call):
             # Nearly every chunk of a stream.
@@ -241,6 +264,24 @@ class Decoder:
             reasoning=_sum(spent.reasoning, now.reasoning),
             source="reported",
         )
+
+
+def _logprobs(said: _Logprobs) -> Iterator[LogprobsPart]:
+    """What Google says of the tokens that these parts, thoughts among them or not, are made of."""
+    tops = iter(said.top_candidates or ())
+    tokens = []
+    for chosen in said.chosen_candidates or ():
+        best = next(tops, None)
+        if chosen.log_probability is not None:
+            top = tuple(
+                TopLogprob(one.log_probability, (one.token or "").encode(), one.token_id)
+                for one in (best.candidates or () if best is not None else ())
+                if one.log_probability is not None
+            )
+            data = (chosen.token or "").encode()
+            tokens.append(TokenLogprob(chosen.log_probability, data, chosen.token_id, top=top))
+    if tokens:
+        yield LogprobsPart(tuple(tokens))
 
 
 def _sum(*counts: int | None) -> int | None:

@@ -55,6 +55,8 @@ NODE_RULES: Final = make_rules(
     ),
     strict_tools=native("tools[].strict"),
     text_formats=native("options.response_format"),
+    logprobs=native("options.logprobs"),
+    top_logprobs=native("options.top_logprobs"),
     think=native("think"),
     shift=native("shift"),
     truncate=native("truncate"),

@@ -68,6 +68,8 @@ RULES: Final = make_rules(
         "auto sends nothing; off is false and high is true on models that only switch; models with levels take those "
         "that /api/show lists (max is xhigh); a level a model lacks is an error",
     ),
+    logprobs=native("logprobs"),
+    top_logprobs=native("top_logprobs"),
     shift=native("shift"),
     truncate=native("truncate"),
     images=native("messages.images"),

@@ -17,6 +17,8 @@ from msgspec import Raw, Struct
 from modeld.errors import BackendProtocolError, InvalidRequestError
 from modeld.providers.ollama_models import ROOM, Card, think_value, unsupported
 from modeld.providers.sse import MAX_EVENT
+from modeld.providers.token_logprobs import read_logprobs
+from modeld.repository.options import asks
 from modeld.repository.wire import Call
 from modeld.types import (
     EndPart,
@@ -90,6 +92,9 @@ class ChatRequest:
             self._body["think"] = think
         # The server's default for both is to cut the conversation and not to say so.
         self._body |= {"truncate": bool(config.truncate), "shift": bool(config.shift)}
+        for option in ("logprobs", "top_logprobs"):
+            if asks(config, option):
+                self._body[option] = getattr(config, option)
         for option, field in OPTIONS.items():
             if (value := getattr(config, option)) not in (None, ()):
                 self._options[field] = value
@@ -190,6 +195,7 @@ class Frame(Struct, frozen=True):
     """
 
     message: _Message | None = None
+    logprobs: Any = None
     done: bool | None = None
     done_reason: str | None = None
     model: str | None = None
@@ -268,6 +274,8 @@ class FrameDecoder:
                 parts.append(TextPart(message.content))
             for call in message.tool_calls or ():
                 parts += self._call(call)
+        # Of all that the model writes, thinking and calls too.
+        parts += read_logprobs(frame.logprobs, None)
         if frame.done:
             parts += self._end(frame)
 

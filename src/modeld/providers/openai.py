@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     import httpx2
     from openai import AsyncOpenAI
 
-OPENAI: Final = Dialect(backend="openai", codes={**CODES, **dict.fromkeys(DECLINED, RefusedError)})
+OPENAI: Final = Dialect(backend="openai", logprobs_of="text", codes={**CODES, **dict.fromkeys(DECLINED, RefusedError)})
 
 RULES: Final = chat_rules(
     OPENAI,
@@ -61,6 +61,8 @@ RULES: Final = chat_rules(
     stop=mapped("stop", "at most 4; models of the Responses API have none: an error"),
     frequency_penalty=mapped("frequency_penalty", "models of the Responses API have none: an error"),
     presence_penalty=mapped("presence_penalty", "models of the Responses API have none: an error"),
+    logprobs=mapped("logprobs", "models of the Responses API have none: an error"),
+    top_logprobs=mapped("top_logprobs", "models of the Responses API have none: an error"),
     strict_tools=native("tools[].strict"),
     response_format=mapped("response_format | text.format", "json_schema; json_object without a schema"),
     think=mapped("reasoning_effort | reasoning.effort", "auto sends nothing; a level a model lacks is an error"),

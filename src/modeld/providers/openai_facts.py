@@ -25,7 +25,7 @@ class OpenAIFacts(ModelFacts, frozen=True, kw_only=True):
     api: Literal["chat", "responses"] = "chat"
 
 
-SAMPLING: Final = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
+SAMPLING: Final = ("temperature", "top_p", "frequency_penalty", "presence_penalty", "logprobs", "top_logprobs")
 """Fixed for models that think. https://github.com/simonw/llm/issues/731 quotes the errors."""
 
 _O_SERIES: Final = (*SAMPLING, "parallel_tool_calls")

@@ -16,12 +16,12 @@ from modeld.errors import NotSupportedError
 from modeld.providers.chat_completions import EFFORTS, ModelFacts, check_taken, effort_for
 from modeld.providers.responses_events import Decoder
 from modeld.repository.names import ToolNames
-from modeld.repository.options import given
+from modeld.repository.options import asks
 from modeld.repository.wire import Call
 from modeld.types import TOOL_CHOICES, ChatConfig, ImagePart, Message, ResponseFormat, Tool
 
-UNAVAILABLE: Final = ("seed", "stop", "frequency_penalty", "presence_penalty")
-"""Options that Chat Completions has and this API has not."""
+UNAVAILABLE: Final = ("seed", "stop", "frequency_penalty", "presence_penalty", "logprobs", "top_logprobs")
+"""Options that Chat Completions has and this API has not, or, as ``logprobs``, not for models that think."""
 
 
 class ResponsesCodec:
@@ -42,8 +42,8 @@ class ResponsesCodec:
         :raises NotSupportedError: this API or this model cannot do what is asked.
         """
         model, config = call.model, call.config
-        for name in given(config):
-            if name in UNAVAILABLE:
+        for name in UNAVAILABLE:
+            if asks(config, name):
                 raise self._unsupported(name, f"{model.name} speaks the Responses API, which has no {name}", model.name)
         effort = effort_for(call, facts, EFFORTS, self._backend)
         check_taken(call, facts, effort, self._backend)

@@ -70,6 +70,16 @@ def make_rules(**rules: Rule) -> Rules:
     return full
 
 
+_NOTHING: Final = {"shift": False, "truncate": False, "logprobs": False, "top_logprobs": 0}
+"""What of these options asks for what always holds."""
+
+
+def asks(config: ChatConfig, name: str) -> bool:
+    """Whether the option is set to something that a backend must be able to do."""
+    value = getattr(config, name)
+    return value is not None and value != () and not (name in _NOTHING and value == _NOTHING[name])
+
+
 def given(config: ChatConfig) -> dict[str, object]:
     """The options that are set."""
     values = {name: getattr(config, name) for name in OPTIONS}
@@ -79,13 +89,12 @@ def given(config: ChatConfig) -> dict[str, object]:
 def check_options(backend: str, rules: Rules, config: ChatConfig) -> None:
     """Refuse what the backend has no way to do.
 
-    ``False`` for ``shift`` and ``truncate`` asks for what always holds, and is fine everywhere.
+    ``False`` for ``shift``, ``truncate`` and ``logprobs`` asks for what always holds, and is fine everywhere.
 
     :raises NotSupportedError: an option is set whose rule is ``error``; ``feature`` names it.
     """
     for name, value in given(config).items():
-        always = name in ("shift", "truncate") and value is False
-        if rules[name].kind == "error" and not always:
+        if rules[name].kind == "error" and asks(config, name):
             raise NotSupportedError(
                 f"{backend} cannot do {name}={_short(value)}: {rules[name].note}", feature=name, backend=backend
             )

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from modeld.testing.server import Answer, FakeServer, Recorded, Rejected, Reply, split, vectors_for
+from modeld.testing.token_logprobs import shares, token_entries
 from modeld.types import ToolCall, Usage
 
 Flat = dict[str, Any]
@@ -209,6 +210,7 @@ class FakeCompatible(FakeServer):
     def whole(self, request: Any, answer: Answer) -> Flat:
         """A whole answer."""
         choice = self.choice(message=self.message(answer), finish_reason=self.finish_reason(answer))
+        add_logprobs([choice], request, answer)
         return {**self.head(request, "chat.completion"), "choices": [choice], "usage": self.usage(answer.usage)}
 
     def pieces(self, request: Any, answer: Answer) -> list[bytes]:
@@ -217,7 +219,9 @@ class FakeCompatible(FakeServer):
         deltas: list[tuple[Flat, str | None]] = [({"role": "assistant", "content": ""}, None)]
         deltas += [(delta, None) for delta in self.deltas(answer)]
         deltas.append(({"content": ""}, self.finish_reason(answer)))
-        chunks = [{**head, "choices": [self.choice(delta=d, finish_reason=reason)]} for d, reason in deltas]
+        choices = [self.choice(delta=delta, finish_reason=reason) for delta, reason in deltas]
+        add_logprobs(choices, request, answer)
+        chunks = [{**head, "choices": [choice]} for choice in choices]
         chunks.append({**head, "choices": [], "usage": self.usage(answer.usage)})
         return [*map(event, chunks), DONE]
 
@@ -268,6 +272,25 @@ class FakeCompatible(FakeServer):
             return msgspec.json.decode(body, type=kind)
         except msgspec.MsgspecError as error:
             raise Rejected(str(error)) from error
+
+
+def add_logprobs(choices: Sequence[Flat], request: Any, answer: Answer) -> None:
+    """Put the log-probabilities that were asked for on the choices that hold the text."""
+    if getattr(request, "logprobs", UNSET) is not True:
+        return
+    texts = [choice for choice in choices if (choice.get("delta") or choice.get("message") or {}).get("content")]
+    for choice, tokens in zip(texts, shares(answer.logprobs, len(texts)), strict=True):
+        choice["logprobs"] = {"content": token_entries(tokens, request.top_logprobs or 0), "refusal": None}
+
+
+def check_logprobs(request: Any) -> None:
+    """What servers want of both options. :raises Rejected: it does not hold."""
+    if request.top_logprobs is UNSET:
+        return
+    if request.logprobs is not True:
+        raise Rejected("Invalid 'top_logprobs': 'logprobs' must be true.")
+    if not 0 <= request.top_logprobs <= 20:
+        raise Rejected(f"Invalid 'top_logprobs': {request.top_logprobs} is not between 0 and 20.")
 
 
 def check_calls(messages: Sequence[Any]) -> None:

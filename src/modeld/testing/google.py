@@ -6,7 +6,7 @@ import base64
 import functools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Final
 from urllib.parse import parse_qs
 
@@ -25,6 +25,8 @@ from modeld.testing.google_requests import (
     texts_of,
 )
 from modeld.testing.server import Answer, FakeServer, Recorded, Rejected, Reply, split, vectors_for
+from modeld.testing.token_logprobs import candidate_entries, shares
+from modeld.types import TokenLogprob
 
 _STATUSES: Final = {
     400: "INVALID_ARGUMENT",
@@ -127,11 +129,17 @@ class FakeGemini(FakeServer):
         parts = list(_parts(answer, thoughts, signature, answer.pieces if streams else 1))
         frame = {"modelVersion": name, "responseId": f"resp-{len(self.requests)}"}
         if not streams:
-            return _json({"candidates": [_candidate(answer, parts)], "usageMetadata": _tokens(answer)} | frame)
+            whole = _candidate(answer, parts) | _logprobs(asked, answer.logprobs)
+            return _json({"candidates": [whole], "usageMetadata": _tokens(answer)} | frame)
         if request.query != {"alt": "sse"}:
             raise invalid("streams are asked for with alt=sse here")
         # The first chunk of a model that thinks is empty, and so is the last.
-        steps = [{"content": {"parts": [part], "role": "model"}, "index": 0} for part in ({"text": ""}, *parts)]
+        steps: list[dict[str, Any]] = [
+            {"content": {"parts": [part], "role": "model"}, "index": 0} for part in ({"text": ""}, *parts)
+        ]
+        texts = [step for step in steps if step["content"]["parts"][0].get("text")]
+        for step, tokens in zip(texts, shares(answer.logprobs, len(texts)), strict=True):
+            step |= _logprobs(asked, tokens)
         chunks = [{"candidates": [step], "usageMetadata": {"promptTokenCount": answer.usage.input}} for step in steps]
         chunks.append({"candidates": [_candidate(answer, [{"text": ""}])], "usageMetadata": _tokens(answer)})
         pieces = tuple(b"data: " + json.dumps(chunk | frame).encode() + b"\r\n\r\n" for chunk in chunks)
@@ -190,6 +198,14 @@ def _candidate(answer: Answer, parts: list[dict[str, Any]]) -> dict[str, Any]:
         return {"finishReason": "SAFETY", "finishMessage": answer.refusal, "index": 0, "safetyRatings": [rating]}
     content: dict[str, Any] = {"role": "model"} | ({"parts": parts} if parts else {})
     return {"content": content, "finishReason": _FINISH.get(answer.finish_reason, "OTHER"), "index": 0}
+
+
+def _logprobs(asked: GenerateContent, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """What was asked for of the tokens."""
+    config = asked.generation_config
+    if not config.response_logprobs or not tokens:
+        return {}
+    return {"logprobsResult": candidate_entries(tokens, config.logprobs or 0)}
 
 
 def _tokens(answer: Answer) -> dict[str, Any]:

@@ -86,6 +86,8 @@ class GenerationConfig(Struct, rename="camel", forbid_unknown_fields=True, froze
     presence_penalty: Annotated[float, Meta(ge=-2, lt=2)] | None = None
     response_mime_type: Literal["text/plain", "application/json"] = "text/plain"
     response_json_schema: dict[str, Any] | None = None
+    response_logprobs: bool = False
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     thinking_config: ThinkingConfig = ThinkingConfig()
 
 

@@ -16,7 +16,8 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from modeld.testing.server import Answer, FakeServer, Recorded, Rejected, Reply, split, vectors_for
-from modeld.types import ToolCall
+from modeld.testing.token_logprobs import shares, token_entries
+from modeld.types import TokenLogprob, ToolCall
 
 B = TypeVar("B", bound=Struct)
 CREATED: Final = "2026-09-05T10:20:30.123456789Z"
@@ -151,6 +152,8 @@ class ChatBody(_Strict):
     stream: bool = True
     keep_alive: float | str | UnsetType = UNSET
     think: bool | str | UnsetType = UNSET
+    logprobs: bool = False
+    top_logprobs: int = 0
     truncate: bool = True
     shift: bool = True
 
@@ -267,8 +270,12 @@ class FakeOllama(FakeServer):
                 message["thinking"] = answer.thinking
             if answer.tool_calls:
                 message["tool_calls"] = [_call(call, index) for index, call in enumerate(answer.tool_calls)]
-            return _json({**end, "message": message})
-        pieces = [_line(_frame(body.model, message)) for message in _deltas(answer)]
+            return _json({**end, "message": message, **_logprobs(body, answer.logprobs)})
+        frames = [_frame(body.model, message) for message in _deltas(answer)]
+        texts = [frame for frame in frames if frame["message"]["content"]]
+        for frame, tokens in zip(texts, shares(answer.logprobs, len(texts)), strict=True):
+            frame |= _logprobs(body, tokens)
+        pieces = [_line(frame) for frame in frames]
         return Reply(content_type="application/x-ndjson", pieces=(*pieces, _line(end)))
 
     def _check(self, body: ChatBody, model: FakeModel) -> None:
@@ -365,6 +372,11 @@ def _details(model: FakeModel) -> dict[str, Any]:
 def _call(call: ToolCall, index: int) -> dict[str, Any]:
     arguments = msgspec.json.decode(call.function.arguments)
     return {"id": call.id, "function": {"index": index, "name": call.function.name, "arguments": arguments}}
+
+
+def _logprobs(body: ChatBody, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """What was asked for of the tokens; left out where there are none."""
+    return {"logprobs": token_entries(tokens, body.top_logprobs)} if body.logprobs and tokens else {}
 
 
 def _deltas(answer: Answer) -> list[dict[str, Any]]:

@@ -23,6 +23,8 @@ from modeld.testing.compatible import (
     ObjectFormat,
     SchemaFormat,
     ToolMessage,
+    add_logprobs,
+    check_logprobs,
     dump,
     event,
 )
@@ -56,6 +58,8 @@ class ChatRequest(CompatibleRequest, forbid_unknown_fields=True, kw_only=True):
     """What ``/chat/completions`` takes, of what has a place in :class:`modeld.types.ChatConfig`."""
 
     max_completion_tokens: int | UnsetType = UNSET
+    logprobs: bool | UnsetType = UNSET
+    top_logprobs: int | UnsetType = UNSET
     seed: int | UnsetType = UNSET
     tool_choice: Literal["auto", "none", "required"] | NamedChoice | UnsetType = UNSET
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | UnsetType = UNSET
@@ -111,6 +115,7 @@ class FakeOpenAI(FakeCompatible):
         if request.model not in CHAT_MODELS:
             raise Rejected("This is not a chat model.", status=404)
         _check_ranges(request)
+        check_logprobs(request)
         _check_model(request)
         _check_tools(request)
         _check_history(messages)
@@ -202,10 +207,9 @@ class FakeOpenAI(FakeCompatible):
         deltas += [(delta, None) for delta in self.deltas(answer)]
         deltas.append(({}, self.finish_reason(answer)))
         # Padding against guessing the text from the length of encrypted packets.
-        chunks = [
-            {**head, "choices": [self.choice(delta=delta, finish_reason=reason)], "obfuscation": "Xk3"}
-            for delta, reason in deltas
-        ]
+        choices = [self.choice(delta=delta, finish_reason=reason) for delta, reason in deltas]
+        add_logprobs(choices, request, answer)
+        chunks = [{**head, "choices": [choice], "obfuscation": "Xk3"} for choice in choices]
         if counted:
             chunks.append({**head, "choices": [], "usage": self.usage(answer.usage), "obfuscation": ""})
         return [*map(event, chunks), DONE]
@@ -255,7 +259,7 @@ def _check_model(request: ChatRequest) -> None:
         raise Rejected("Unrecognized request argument supplied: reasoning_effort")
     if not thinks:
         return
-    refused = ["temperature", "top_p", "frequency_penalty", "presence_penalty"]
+    refused = ["temperature", "top_p", "frequency_penalty", "presence_penalty", "logprobs", "top_logprobs"]
     if request.model.startswith("o"):
         refused.append("parallel_tool_calls")
         if request.reasoning_effort not in (UNSET, "low", "medium", "high"):

@@ -21,6 +21,7 @@ from modeld.testing.compatible import (
     SystemMessage,
     ToolMessage,
     UserMessage,
+    check_logprobs,
     dump,
     event,
 )
@@ -39,6 +40,7 @@ PROCESSING: Final = b": OPENROUTER PROCESSING\n\n"
 ALL_PARAMETERS: Final = (
     "frequency_penalty",
     "include_reasoning",
+    "logprobs",
     "max_tokens",
     "min_p",
     "parallel_tool_calls",
@@ -53,6 +55,7 @@ ALL_PARAMETERS: Final = (
     "tool_choice",
     "tools",
     "top_k",
+    "top_logprobs",
     "top_p",
 )
 
@@ -77,6 +80,8 @@ class OpenRouterRequest(CompatibleRequest, forbid_unknown_fields=True, kw_only=T
     top_k: int | UnsetType = UNSET
     min_p: float | UnsetType = UNSET
     repetition_penalty: float | UnsetType = UNSET
+    logprobs: bool | UnsetType = UNSET
+    top_logprobs: int | UnsetType = UNSET
     tool_choice: Literal["auto", "none", "required"] | NamedChoice | UnsetType = UNSET
     reasoning: Effort | UnsetType = UNSET
     provider: Routing | UnsetType = UNSET
@@ -119,6 +124,7 @@ class FakeOpenRouter(FakeCompatible):
         if strict and not given <= set(card["supported_parameters"]):
             text = "No endpoints found that can handle the requested parameters. To learn more about provider routing,"
             raise Rejected(f"{text} visit: https://openrouter.ai/docs/guides/routing/provider-selection", status=404)
+        check_logprobs(request)
         if request.stop is not UNSET and len(request.stop) > 4:
             raise Rejected("stop: Too big: expected array to have <=4 items")
         for message in messages:

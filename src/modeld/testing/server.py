@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import h11
 from msgspec import Struct, field, structs
 
-from modeld.types import FinishReason, ToolCall, Usage
+from modeld.types import FinishReason, TokenLogprob, ToolCall, Usage
 
 
 class Answer(Struct, frozen=True, kw_only=True):
@@ -33,6 +33,7 @@ class Answer(Struct, frozen=True, kw_only=True):
     :param pieces: into how many deltas text, thinking and arguments are split in a stream.
     :param signature: vendors that sign thinking or calls give this one.
     :param refusal: the model's words when it declines; the vendor's way of saying so is used.
+    :param logprobs: what it says of its tokens, to who asks; their ``kind`` goes over no wire.
     :param vectors: the answer of an embedding request; made from the texts where it is empty.
     """
 
@@ -44,6 +45,7 @@ class Answer(Struct, frozen=True, kw_only=True):
     pieces: int = 3
     signature: str = "sig-1"
     refusal: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
     vectors: tuple[tuple[float, ...], ...] = ()
 
 

@@ -16,6 +16,7 @@ from modeld.testing.compatible import (
     FakeCompatible,
     Flat,
     NamedChoice,
+    check_logprobs,
     dump,
     event,
 )
@@ -43,6 +44,8 @@ class VLLMRequest(CompatibleRequest, forbid_unknown_fields=True, kw_only=True):
     top_k: int | UnsetType = UNSET
     min_p: float | UnsetType = UNSET
     repetition_penalty: float | UnsetType = UNSET
+    logprobs: bool | UnsetType = UNSET
+    top_logprobs: int | UnsetType = UNSET
     tool_choice: Literal["auto", "none", "required"] | NamedChoice | UnsetType = UNSET
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | UnsetType = UNSET
     chat_template_kwargs: dict[str, bool] | UnsetType = UNSET
@@ -94,6 +97,7 @@ class FakeVLLM(FakeCompatible):
             raise Rejected("The model does not support Chat Completions API")
         if request.stream_options is not UNSET and not request.stream:
             raise Rejected("Stream options can only be defined when `stream=True`.")
+        check_logprobs(request)
         if request.tools is UNSET and request.tool_choice not in (UNSET, "none"):
             raise Rejected("When using `tool_choice`, `tools` must be set.")
         if request.max_tokens is not UNSET and request.max_tokens < 1:

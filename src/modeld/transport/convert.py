@@ -23,6 +23,7 @@ from modeld.transport.proto.modeld.v1 import modeld_pb2 as pb
 from modeld.types import (
     EndPart,
     ErrorPart,
+    LogprobsPart,
     ProgressPart,
     StreamPart,
     TextPart,
@@ -241,6 +242,7 @@ PARTS: dict[str, type[Struct]] = {
         ProgressPart,
         WarningPart,
         ErrorPart,
+        LogprobsPart,
         EndPart,
     )
 }

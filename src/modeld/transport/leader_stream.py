@@ -11,10 +11,11 @@ import msgspec
 from modeld.errors import CancelledError, ModeldError, NodeUnreachableError, StaleEpochError
 from modeld.session.streams import CancellableStream, never_ran
 from modeld.transport.grpc.wire import cancelling
-from modeld.transport.resume import DivergedError, Replay, Transcript
+from modeld.transport.resume import DivergedError, Replay, TokenReplay, Transcript
 from modeld.transport.route import LOST, REFUSED, Route
 from modeld.types import (
     EndPart,
+    LogprobsPart,
     ProgressPart,
     Receipt,
     StreamPart,
@@ -60,6 +61,7 @@ class LeaderStream(CancellableStream):
         self._moving: asyncio.Future[Any] | None = None
         self._transcript = Transcript()
         self._replay: Replay | None = None
+        self._tokens: TokenReplay | None = None
         self._prompt_again = 0
         self._reading = asyncio.Lock()
         self._end: EndPart | None = None
@@ -154,6 +156,7 @@ class LeaderStream(CancellableStream):
         self._node = await self._found(self._route.after(lost, cause))
         if self._transcript.characters or self._transcript.runs():
             self._replay = Replay(self._transcript)
+        self._tokens = TokenReplay(self._transcript)
 
     async def _found(self, looking: Awaitable[T]) -> T:
         """Wait in a task, so that a cancel can end the wait."""
@@ -165,25 +168,30 @@ class LeaderStream(CancellableStream):
 
     def _sifted(self, parts: list[StreamPart]) -> list[StreamPart]:
         """The parts that the caller has not got yet."""
+        try:
+            return [new for part in parts for new in self._sifted_one(part)]
+        except DivergedError:
+            raise self._diverged() from None
+
+    def _sifted_one(self, part: StreamPart) -> list[StreamPart]:
         fresh: list[StreamPart] = []
-        for part in parts:
-            if self._replay is not None:
-                if isinstance(part, ProgressPart) and part.total:
-                    self._prompt_again = part.total - part.cached
-                try:
-                    new = self._replay.fresh(part)
-                except DivergedError:
-                    raise self._diverged() from None
-                if new is None:
-                    continue
+        new: StreamPart | None = part
+        if isinstance(part, LogprobsPart):
+            # They come anywhere between the others.
+            new = self._tokens.fresh(part) if self._tokens is not None else part
+        elif self._replay is not None:
+            if isinstance(part, ProgressPart) and part.total:
+                self._prompt_again = part.total - part.cached
+            new = self._replay.fresh(part)
+            if new is not None:
                 self._replay = None
                 fresh.append(self._owner_changed())
-                part = new
-            if isinstance(part, EndPart):
-                part = self._finished(part)
-            self._transcript.add(part)
-            fresh.append(part)
-        return fresh
+        if new is None:
+            return []
+        if isinstance(new, EndPart):
+            new = self._finished(new)
+        self._transcript.add(new)
+        return [*fresh, new]
 
     def _finished(self, end: EndPart) -> EndPart:
         """The end as the caller gets it; the reader and a cancel may both have it."""

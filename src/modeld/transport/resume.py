@@ -14,6 +14,7 @@ import msgspec
 from modeld.types import (
     EndPart,
     ErrorPart,
+    LogprobsPart,
     ProgressPart,
     StreamPart,
     TextPart,
@@ -39,9 +40,12 @@ class Transcript:
     def __init__(self) -> None:
         self._runs: list[tuple[_Key, list[str]]] = []
         self.characters = 0
+        self.tokens: list[bytes] = []
 
     def add(self, part: StreamPart) -> None:
         """Take the next part, in order."""
+        if isinstance(part, LogprobsPart):
+            self.tokens += (token.data for token in part.tokens)
         content = _content(part)
         if content is None:
             return
@@ -96,6 +100,26 @@ class Replay:
         return msgspec.structs.replace(part, **{_ARGUMENTS if key[0] == _ARGUMENTS else _TEXT: text[size:]})
 
 
+class TokenReplay:
+    """Swallows the tokens of :class:`LogprobsPart` that a transcript holds. Where they stand in a stream is by chance.
+
+    A run may give other numbers for a token, as what is computed beside it changes the last digits: only which tokens
+    they are is compared.
+    """
+
+    def __init__(self, transcript: Transcript) -> None:
+        self._left = deque(transcript.tokens)
+
+    def fresh(self, part: LogprobsPart) -> LogprobsPart | None:
+        """What of ``part`` the caller has not got yet; ``None``: nothing. :raises DivergedError: the run differs."""
+        for place, token in enumerate(part.tokens):
+            if not self._left:
+                return LogprobsPart(part.tokens[place:])
+            if self._left.popleft() != token.data:
+                raise DivergedError
+        return None
+
+
 def _content(part: StreamPart) -> tuple[_Key, str] | None:
     match part:
         case TextPart(text=text):
@@ -110,5 +134,5 @@ def _content(part: StreamPart) -> tuple[_Key, str] | None:
             return ("call end", index), ""
         case ErrorPart(code=code, raw=raw):
             return ("error", code, raw), ""
-        case ProgressPart() | WarningPart() | EndPart():
+        case LogprobsPart() | ProgressPart() | WarningPart() | EndPart():
             return None

@@ -15,11 +15,12 @@ recurrent model.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import zlib
 
-from modeld.engine.backend import Slice, StepResult
+from modeld.engine.backend import Scored, Slice, StepResult
 from modeld.engine.fake.embedder import FakeEmbedder
 from modeld.engine.fake.lexicon import END, START, FakeLexicon
 from modeld.engine.fake.settings import fake_settings
@@ -65,6 +66,17 @@ class FakeSampler:
         # Blanks last: there is no end of them.
         inked = bits >> ord("!") << ord("!") or bits
         return (inked & -inked).bit_length() - 1
+
+    def scored(self, row: int, top: int, allowed: bytes | None = None) -> Scored:
+        """The scripted rune has one half, and each one after it, at the end from the first on, half of what is left."""
+        scripted, count = self._backend.rows[row], self._backend.vocabulary
+        token = self.sample(row, allowed)
+        runes = [(scripted + place) % count for place in range(top)]
+        return Scored(
+            token,
+            -(1 + (token - scripted) % count) * math.log(2),
+            tuple((rune, -(1 + place) * math.log(2)) for place, rune in enumerate(runes)),
+        )
 
     def close(self) -> None:
         """Nothing to free."""

@@ -85,13 +85,15 @@ class LlamaBackend(LlamaLexicon):
 
     def sampler(self, options: DecodeOptions, seed: int, history: list[int]) -> LlamaSampler:
         """A native sampler chain."""
-        return LlamaSampler(self._n, self._draw, self.vocabulary, options, seed, history)
+        return LlamaSampler(self._n, self._draw, self._address, self.vocabulary, options, seed, history)
 
     def _draw(self, chain: Any, row: int, allowed: bytes | None) -> int:
         if allowed is not None:
-            logits = self._n.llama_get_logits_ith(self._context, self._rows[row])
-            forbid(ctypes.addressof(logits.contents), self.vocabulary, allowed)
+            forbid(self._address(row), self.vocabulary, allowed)
         return int(self._n.llama_sampler_sample(chain, self._context, self._rows[row]))
+
+    def _address(self, row: int) -> int:
+        return ctypes.addressof(self._n.llama_get_logits_ith(self._context, self._rows[row]).contents)
 
     def logits(self, row: int) -> list[float]:
         """Logits of the last step's ``row``-th slice that wanted them; for tests and tools, slow."""

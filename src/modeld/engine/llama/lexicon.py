@@ -85,7 +85,7 @@ class LlamaLexicon:
             size = -count
 
     def words(self) -> list[bytes]:
-        """See :meth:`modeld.engine.backend.Vocabulary.words`. The vocabulary is only read: any thread may."""
+        """See :meth:`modeld.engine.backend.Vocabulary.words`."""
         native = self._n
         unused = native.LLAMA_TOKEN_ATTR_UNKNOWN | native.LLAMA_TOKEN_ATTR_UNUSED
         words = []

@@ -423,7 +423,7 @@ class ResponseFormat(_message.Message):
     def __init__(self, schema: _Optional[str] = ..., name: _Optional[str] = ..., strict: _Optional[bool] = ..., regex: _Optional[str] = ..., choice: _Optional[_Iterable[str]] = ..., ebnf: _Optional[str] = ...) -> None: ...
 
 class ChatConfig(_message.Message):
-    __slots__ = ("temperature", "max_tokens", "top_p", "top_k", "min_p", "seed", "stop", "frequency_penalty", "presence_penalty", "repeat_penalty", "tools", "tool_choice", "parallel_tool_calls", "response_format", "think", "shift", "truncate", "timeout")
+    __slots__ = ("temperature", "max_tokens", "top_p", "top_k", "min_p", "seed", "stop", "frequency_penalty", "presence_penalty", "repeat_penalty", "tools", "tool_choice", "parallel_tool_calls", "response_format", "think", "shift", "truncate", "timeout", "logprobs", "top_logprobs")
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
@@ -442,6 +442,8 @@ class ChatConfig(_message.Message):
     SHIFT_FIELD_NUMBER: _ClassVar[int]
     TRUNCATE_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     temperature: float
     max_tokens: int
     top_p: float
@@ -460,10 +462,12 @@ class ChatConfig(_message.Message):
     shift: bool
     truncate: bool
     timeout: float
-    def __init__(self, temperature: _Optional[float] = ..., max_tokens: _Optional[int] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., repeat_penalty: _Optional[float] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., tool_choice: _Optional[str] = ..., parallel_tool_calls: _Optional[bool] = ..., response_format: _Optional[_Union[ResponseFormat, _Mapping]] = ..., think: _Optional[str] = ..., shift: _Optional[bool] = ..., truncate: _Optional[bool] = ..., timeout: _Optional[float] = ...) -> None: ...
+    logprobs: bool
+    top_logprobs: int
+    def __init__(self, temperature: _Optional[float] = ..., max_tokens: _Optional[int] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., repeat_penalty: _Optional[float] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., tool_choice: _Optional[str] = ..., parallel_tool_calls: _Optional[bool] = ..., response_format: _Optional[_Union[ResponseFormat, _Mapping]] = ..., think: _Optional[str] = ..., shift: _Optional[bool] = ..., truncate: _Optional[bool] = ..., timeout: _Optional[float] = ..., logprobs: _Optional[bool] = ..., top_logprobs: _Optional[int] = ...) -> None: ...
 
 class DecodeOptions(_message.Message):
-    __slots__ = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty", "penalty_last_n", "seed", "stop", "ignore_eos", "response_format", "tool_choice", "parallel_tool_calls")
+    __slots__ = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty", "penalty_last_n", "seed", "stop", "ignore_eos", "response_format", "tool_choice", "parallel_tool_calls", "logprobs", "top_logprobs")
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
@@ -479,6 +483,8 @@ class DecodeOptions(_message.Message):
     RESPONSE_FORMAT_FIELD_NUMBER: _ClassVar[int]
     TOOL_CHOICE_FIELD_NUMBER: _ClassVar[int]
     PARALLEL_TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     max_tokens: int
     temperature: float
     top_k: int
@@ -494,7 +500,9 @@ class DecodeOptions(_message.Message):
     response_format: ResponseFormat
     tool_choice: str
     parallel_tool_calls: bool
-    def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repeat_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., penalty_last_n: _Optional[int] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., ignore_eos: _Optional[bool] = ..., response_format: _Optional[_Union[ResponseFormat, _Mapping]] = ..., tool_choice: _Optional[str] = ..., parallel_tool_calls: _Optional[bool] = ...) -> None: ...
+    logprobs: bool
+    top_logprobs: int
+    def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repeat_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., penalty_last_n: _Optional[int] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., ignore_eos: _Optional[bool] = ..., response_format: _Optional[_Union[ResponseFormat, _Mapping]] = ..., tool_choice: _Optional[str] = ..., parallel_tool_calls: _Optional[bool] = ..., logprobs: _Optional[bool] = ..., top_logprobs: _Optional[int] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("input", "cache_read", "cache_write", "output", "reasoning", "source", "reused", "restored", "prefilled", "drafted", "accepted", "prefill_seconds", "decode_seconds")
@@ -638,6 +646,36 @@ class ProgressPart(_message.Message):
     seconds_left: float
     def __init__(self, cached: _Optional[int] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., position: _Optional[int] = ..., rate: _Optional[float] = ..., seconds_left: _Optional[float] = ...) -> None: ...
 
+class TopLogprob(_message.Message):
+    __slots__ = ("logprob", "data", "token")
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    logprob: float
+    data: bytes
+    token: int
+    def __init__(self, logprob: _Optional[float] = ..., data: _Optional[bytes] = ..., token: _Optional[int] = ...) -> None: ...
+
+class TokenLogprob(_message.Message):
+    __slots__ = ("logprob", "data", "token", "kind", "top")
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    logprob: float
+    data: bytes
+    token: int
+    kind: str
+    top: _containers.RepeatedCompositeFieldContainer[TopLogprob]
+    def __init__(self, logprob: _Optional[float] = ..., data: _Optional[bytes] = ..., token: _Optional[int] = ..., kind: _Optional[str] = ..., top: _Optional[_Iterable[_Union[TopLogprob, _Mapping]]] = ...) -> None: ...
+
+class LogprobsPart(_message.Message):
+    __slots__ = ("tokens",)
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    tokens: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
+    def __init__(self, tokens: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ...) -> None: ...
+
 class WarningPart(_message.Message):
     __slots__ = ("code", "message")
     CODE_FIELD_NUMBER: _ClassVar[int]
@@ -679,7 +717,7 @@ class EndPart(_message.Message):
     def __init__(self, finish_reason: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., model: _Optional[str] = ..., seed: _Optional[int] = ..., stop: _Optional[str] = ..., id: _Optional[str] = ..., provider_meta: _Optional[str] = ...) -> None: ...
 
 class StreamPart(_message.Message):
-    __slots__ = ("text", "thinking", "tool_call_start", "tool_call_delta", "tool_call_end", "progress", "warning", "error", "end")
+    __slots__ = ("text", "thinking", "tool_call_start", "tool_call_delta", "tool_call_end", "progress", "warning", "error", "end", "logprobs")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     THINKING_FIELD_NUMBER: _ClassVar[int]
     TOOL_CALL_START_FIELD_NUMBER: _ClassVar[int]
@@ -689,6 +727,7 @@ class StreamPart(_message.Message):
     WARNING_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     text: TextPart
     thinking: ThinkingPart
     tool_call_start: ToolCallStart
@@ -698,7 +737,8 @@ class StreamPart(_message.Message):
     warning: WarningPart
     error: ErrorPart
     end: EndPart
-    def __init__(self, text: _Optional[_Union[TextPart, _Mapping]] = ..., thinking: _Optional[_Union[ThinkingPart, _Mapping]] = ..., tool_call_start: _Optional[_Union[ToolCallStart, _Mapping]] = ..., tool_call_delta: _Optional[_Union[ToolCallDelta, _Mapping]] = ..., tool_call_end: _Optional[_Union[ToolCallEnd, _Mapping]] = ..., progress: _Optional[_Union[ProgressPart, _Mapping]] = ..., warning: _Optional[_Union[WarningPart, _Mapping]] = ..., error: _Optional[_Union[ErrorPart, _Mapping]] = ..., end: _Optional[_Union[EndPart, _Mapping]] = ...) -> None: ...
+    logprobs: LogprobsPart
+    def __init__(self, text: _Optional[_Union[TextPart, _Mapping]] = ..., thinking: _Optional[_Union[ThinkingPart, _Mapping]] = ..., tool_call_start: _Optional[_Union[ToolCallStart, _Mapping]] = ..., tool_call_delta: _Optional[_Union[ToolCallDelta, _Mapping]] = ..., tool_call_end: _Optional[_Union[ToolCallEnd, _Mapping]] = ..., progress: _Optional[_Union[ProgressPart, _Mapping]] = ..., warning: _Optional[_Union[WarningPart, _Mapping]] = ..., error: _Optional[_Union[ErrorPart, _Mapping]] = ..., end: _Optional[_Union[EndPart, _Mapping]] = ..., logprobs: _Optional[_Union[LogprobsPart, _Mapping]] = ...) -> None: ...
 
 class StreamFrame(_message.Message):
     __slots__ = ("parts",)
@@ -707,16 +747,18 @@ class StreamFrame(_message.Message):
     def __init__(self, parts: _Optional[_Iterable[_Union[StreamPart, _Mapping]]] = ...) -> None: ...
 
 class ChatResult(_message.Message):
-    __slots__ = ("message", "end", "warnings", "errors")
+    __slots__ = ("message", "end", "warnings", "errors", "logprobs")
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     message: Message
     end: EndPart
     warnings: _containers.RepeatedCompositeFieldContainer[WarningPart]
     errors: _containers.RepeatedCompositeFieldContainer[ErrorPart]
-    def __init__(self, message: _Optional[_Union[Message, _Mapping]] = ..., end: _Optional[_Union[EndPart, _Mapping]] = ..., warnings: _Optional[_Iterable[_Union[WarningPart, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[ErrorPart, _Mapping]]] = ...) -> None: ...
+    logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
+    def __init__(self, message: _Optional[_Union[Message, _Mapping]] = ..., end: _Optional[_Union[EndPart, _Mapping]] = ..., warnings: _Optional[_Iterable[_Union[WarningPart, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[ErrorPart, _Mapping]]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ...) -> None: ...
 
 class ConfiguredBackend(_message.Message):
     __slots__ = ("name", "type", "base_url", "key", "pin")

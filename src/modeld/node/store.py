@@ -151,8 +151,8 @@ class ModelStore:
             name, digest = adapter.name, _virtual(adapter.name).digest
         else:
             name, file = self._locate(ModelRef(adapter.name, path=adapter.path))
-            header, digest, path = read_adapter_header(file), self._digest(file), str(file)
-            if read_adapter_header(file) != header:
+            digest, header, path = self._digest(file), read_adapter_header(file), str(file)
+            if self._digest(file) != digest:
                 raise _invalid(file, "it changed while it was read")
         _require_digest(name, adapter.digest, digest)
         return name, path, digest, header

@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from modeld.remote import connect_remote
     from modeld.repository import BackendSpec, CapabilityConfig, Daemon, ObservedModel, Provider, RetryPolicy
     from modeld.session import (
+        Adapter,
         ContextReport,
         EngineStatus,
         InstalledModel,
@@ -124,6 +125,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Adapter",
     "AuthenticationError",
     "BackendError",
     "BackendMismatchError",
@@ -316,6 +318,7 @@ _MODULES: Final = {
         "RetryPolicy",
     ),
     "modeld.session": (
+        "Adapter",
         "ContextReport",
         "EngineStatus",
         "InstalledModel",

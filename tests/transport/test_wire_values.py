@@ -20,7 +20,7 @@ import modeld.session.values
 import modeld.types
 from modeld.errors import InvalidRequestError
 from modeld.repository import ObservedModel
-from modeld.session import ModelRef, SessionConfig
+from modeld.session import Adapter, ModelRef, SessionConfig
 from modeld.transport import methods, repository_methods
 from modeld.transport.convert import (
     PARTS,
@@ -113,6 +113,7 @@ CHECKED = {
         "timeout": st.none() | st.floats(0, 10**6, exclude_min=True),
     },
     ModelRef: {"name": NAME, "path": NAME},
+    Adapter: {"name": NAME, "path": NAME, "scale": st.floats(1e-6, 1e6)},
     SessionConfig: {
         "workspace": NAME,
         "name": NAME,

@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING
 
 from modeld.cli.connection import finish
 from modeld.cli.errors import usage
-from modeld.cli.options import ContextOption, DataRootOption, JsonOption, KVTypeOption, ModelArgument, model_of, root_of
-from modeld.cli.output import duration, emit, facts, table
+from modeld.cli.options import (
+    ContextOption,
+    DataRootOption,
+    JsonOption,
+    KVTypeOption,
+    LoraOption,
+    ModelArgument,
+    adapters_of,
+    model_of,
+    root_of,
+)
+from modeld.cli.output import adapted, duration, emit, facts, table
 from modeld.cli.remote import BackendOption, reached
 from modeld.session.values import SessionConfig
 
@@ -32,6 +42,7 @@ def describe(
     model: ModelArgument,
     context: ContextOption = 0,
     kv_type: KVTypeOption = "f16",
+    lora: LoraOption = None,
     backend: BackendOption = "",
     data_root: DataRootOption = None,
     as_json: JsonOption = False,
@@ -41,7 +52,7 @@ def describe(
     The running node answers: it knows what is free. None is started; without one this fails. Exits 1 when the model
     does not fit.
     """
-    ref, config = model_of(model), _config(context, kv_type)
+    ref, config = model_of(model), _config(context, kv_type, lora)
 
     async def ask() -> ModelDescription:
         async with reached(root_of(data_root), backend) as client:
@@ -59,12 +70,13 @@ def load(
     model: ModelArgument,
     context: ContextOption = 0,
     kv_type: KVTypeOption = "f16",
+    lora: LoraOption = None,
     backend: BackendOption = "",
     data_root: DataRootOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Make a model resident, so that the first answer need not wait. Starts a node where none runs."""
-    ref, config = model_of(model), _config(context, kv_type)
+    ref, config = model_of(model), _config(context, kv_type, lora)
 
     async def ask() -> NodeStatus:
         from modeld.cli.waiting import Waiting
@@ -78,7 +90,8 @@ def load(
         emit({"node": node, "engine": node.engine})
     else:
         engine = f", engine process {node.engine.pid}" if node.engine else ""
-        print(f"{node.model} is loaded: {node.context} tokens of context, {node.ledger.cells} cells{engine}")
+        name = node.model + adapted(node.adapters)
+        print(f"{name} is loaded: {node.context} tokens of context, {node.ledger.cells} cells{engine}")
     return 0
 
 
@@ -100,9 +113,9 @@ def unload(backend: BackendOption = "", data_root: DataRootOption = None, as_jso
     return 0
 
 
-def _config(context: int, kv_type: str) -> SessionConfig:
+def _config(context: int, kv_type: str, lora: list[str] | None) -> SessionConfig:
     with usage():
-        return SessionConfig(context=context, kv_type=kv_type)  # type: ignore[arg-type]
+        return SessionConfig(context=context, kv_type=kv_type, adapters=adapters_of(lora))  # type: ignore[arg-type]
 
 
 async def _models(root: Path, backend: str) -> list[InstalledModel]:
@@ -135,6 +148,7 @@ def _model_facts(model: ModelDescription) -> list[tuple[str, str]]:
         ("model", f"{model.name}{' (loaded)' if model.resident else ''}"),
         ("file", model.path),
         ("digest", model.digest),
+        *(("adapter", f"{adapter.path or adapter.name}, scale {adapter.scale:g}") for adapter in model.adapters),
         ("type", f"{model.type}, {model.architecture} {model.quantization}".rstrip()),
         ("size", f"{human_bytes(model.size)}, {model.parameters:,} parameters, {model.layers} layers"),
         ("trained window", f"{model.context_length:,} tokens"),

@@ -11,7 +11,7 @@ import typer
 
 from modeld.cli.connection import connected, finish, nobody
 from modeld.cli.options import DataRootOption, JsonOption, root_of
-from modeld.cli.output import duration, emit, facts, table, visible
+from modeld.cli.output import adapted, duration, emit, facts, table, visible
 from modeld.cli.remote import BackendOption, reached
 from modeld.errors import DeadlineExceededError, NodeNotRunningError, NodeStaleError
 
@@ -158,7 +158,7 @@ def _status_facts(node: NodeStatus) -> list[tuple[str, str]]:
         ("data root", node.data_root),
         ("endpoints", ", ".join(node.endpoints)),
         ("slot", f"{node.state}, generation {node.generation}"),
-        ("model", f"{node.model}: {node.context:,} tokens of context" if node.model else ""),
+        ("model", f"{node.model}{adapted(node.adapters)}: {node.context:,} tokens of context" if node.model else ""),
         ("KV", f"{node.kv_type}, {_ledger(node)}" if node.model else ""),
         (
             "engine",
@@ -192,7 +192,7 @@ def _session_row(session: SessionInfo) -> tuple[str, ...]:
     return (
         visible(session.name),
         visible(session.workspace),
-        visible(session.model),
+        visible(session.model) + adapted(session.adapters),
         str(session.engine_pid or "-"),
         str(session.hot),
         "-" if session.kept is None else str(session.kept),

@@ -13,6 +13,7 @@ from modeld.errors import InvalidRequestError
 from modeld.session.values import KVType
 
 if TYPE_CHECKING:
+    from modeld.session.adapters import Adapter
     from modeld.session.values import ModelRef
 
 
@@ -48,6 +49,15 @@ TruncateOption = Annotated[
     bool, typer.Option("--truncate", help="The same before an answer only; one that fills the window ends there.")
 ]
 KVTypeOption = Annotated[KVType, typer.Option("--kv-type", help="Type of the KV cells.")]
+LoraOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE[=SCALE]",
+        help="LoRA adapter on the model, a path or the name of an installed one; may be repeated, all are active. The "
+        "model is loaded again where others are.",
+    ),
+]
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 _SIZE: Final = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)(?:([KMGT])(i?))?B?")
@@ -69,6 +79,15 @@ def model_of(text: str) -> ModelRef:
 
     with usage():
         return ModelRef.of(text)
+
+
+def adapters_of(texts: list[str] | None) -> tuple[Adapter, ...]:
+    """The adapters that ``--lora`` means. Wrong usage where one can be neither name nor path, or its scale is none."""
+    from modeld.cli.errors import usage
+    from modeld.session.adapters import Adapter
+
+    with usage():
+        return tuple(map(Adapter.of, texts or ()))
 
 
 def parse_duration(text: str) -> float:

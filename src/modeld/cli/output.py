@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 if TYPE_CHECKING:
+    from modeld.session.adapters import Adapter
     from modeld.types import EndPart, ProgressPart, Usage
 
 _WIDE: Final = 10_000
@@ -38,6 +39,11 @@ def emit(value: Any) -> None:
 def visible(text: str) -> str:
     """``text`` for a terminal: control characters, which a model could use to command it, are spelled out."""
     return text.translate(_CONTROLS)
+
+
+def adapted(adapters: Sequence[Adapter]) -> str:
+    """What follows the name of a model that has adapters: ``+poet*0.5``."""
+    return "".join(f"+{visible(adapter.name)}*{adapter.scale:g}" for adapter in adapters)
 
 
 def dimmed(text: str, stream: TextIO) -> str:

@@ -18,9 +18,11 @@ from modeld.cli.options import (
     DataRootOption,
     JsonOption,
     KVTypeOption,
+    LoraOption,
     ModelArgument,
     ShiftOption,
     TruncateOption,
+    adapters_of,
     model_of,
     root_of,
 )
@@ -69,6 +71,7 @@ def run(
     ] = None,
     context: ContextOption = 0,
     kv_type: KVTypeOption = "f16",
+    lora: LoraOption = None,
     shift: ShiftOption = False,
     truncate: TruncateOption = False,
     backend: BackendOption = "",
@@ -102,6 +105,7 @@ def run(
             ttl=0.0 if session is not None else _ONE_QUESTION_SECONDS if prompt is not None else _TALK_SECONDS,
             shift=shift,
             truncate=truncate,
+            adapters=adapters_of(lora),
         )
         if prompt is not None and not prompt.strip():
             raise InvalidRequestError("the prompt is empty")

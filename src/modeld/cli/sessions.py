@@ -12,7 +12,7 @@ from modeld.cli.connection import finish, nobody
 from modeld.cli.errors import guarded, usage
 from modeld.cli.node import session_table
 from modeld.cli.options import DataRootOption, JsonOption, root_of
-from modeld.cli.output import duration, emit, facts, table, visible
+from modeld.cli.output import adapted, duration, emit, facts, table, visible
 from modeld.cli.remote import BackendOption, reached
 from modeld.cli.session_files import export, import_, restored
 from modeld.cli.session_names import (
@@ -249,7 +249,7 @@ def _session_facts(session: SessionInfo) -> list[tuple[str, str]]:
     used = "now" if session.active else f"{duration(time.time() - session.last_used)} ago"
     return [
         ("session", f"{visible(session.name)} in workspace {visible(session.workspace)}"),
-        ("model", f"{visible(session.model)} ({session.digest[:16]})"),
+        ("model", f"{visible(session.model)}{adapted(session.adapters)} ({session.digest[:16]})"),
         ("class", session.session_class + (", pinned" if session.pin else "")),
         ("tape", f"{session.tape:,} tokens, {session.hot:,} of them in the engine; the window has {session.window:,}"),
         ("last used", used),

@@ -216,9 +216,9 @@ class Runtime(Protocol):
     devices: tuple[Device, ...]
 
     def load(self, request: Load) -> Backend:
-        """Make the model resident.
+        """Make the model resident, with all its adapters active.
 
-        :raises ModelLoadError: it could not be loaded.
+        :raises ModelLoadError: it, or an adapter, could not be loaded.
         """
         ...
 

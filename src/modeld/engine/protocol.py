@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from modeld.errors import EngineProtocolError, InvalidRequestError, ModeldError, error_from_code
+from modeld.session.adapters import Adapter
 from modeld.session.manifest import Manifest
 from modeld.session.text_values import EmbedInput, InputOverflow, Pooling
 from modeld.session.values import ModelRef, Overflow, SessionClass, SessionConfig
@@ -54,6 +55,7 @@ class Load(Struct, frozen=True, tag="load"):
     :param kv_folder: where those files lie; made when the first is written.
     :param task: ``embed``: for vectors of inputs up to ``window`` tokens; ``vocabulary``: without weights, to count.
         Neither knows sessions.
+    :param adapters: that are active from the first step on, each with its digest; the model's file stays as it is.
     """
 
     path: str
@@ -70,6 +72,7 @@ class Load(Struct, frozen=True, tag="load"):
     disk: int = 0
     kv_folder: str = ""
     task: Task = "generate"
+    adapters: tuple[Adapter, ...] = ()
 
 
 class Open(Struct, frozen=True, tag="open"):

@@ -28,6 +28,7 @@ from modeld.engine.control import Control
 from modeld.engine.protocol import MAX_FRAME, Cancel, Failed, FrameReader, Hello, Load, Ready, Reply, Request, encode
 from modeld.engine.runtimes import load_runtime
 from modeld.errors import EngineProtocolError, ModelBusyError, ModeldError
+from modeld.session.adapters import identities
 from modeld.session.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def _load(
         tokenizer_digest=backend.tokenizer_digest,
         add_bos=backend.add_bos,
         kv_type=request.kv_type,
+        adapters=identities(request.adapters),
         kv_layout=backend.kv_layout,
     )
     facts = template.facts

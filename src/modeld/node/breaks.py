@@ -58,5 +58,8 @@ def manifest_change(old: Manifest | None, new: Manifest) -> tuple[ReuseReason, s
 
 
 def _shown(value: object) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):  # adapters
+        parts = (str(item).partition(":") for item in value)
+        return ", ".join(f"{digest[:12]}*{scale}" for digest, _, scale in parts) or "nothing"
+    text = str(value)
     return text[:12] if len(text) == 64 else text or "nothing"

@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -37,6 +38,8 @@ _MAX_LAYERS: Final = 512  # LLAMA_MAX_LAYERS: llama.cpp aborts the process above
 _CHUNK: Final = 256 << 10
 
 # Value types of GGUF: id -> struct code. 8 is a string, 9 an array.
+U32: Final = 4
+F32: Final = 6
 _SCALARS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING: Final = 8
 _ARRAY: Final = 9
@@ -82,7 +85,8 @@ class GGUFHeader(Struct, frozen=True, kw_only=True):
     """What a GGUF file says about itself. :func:`read_header` has checked every value that a property gives.
 
     :param metadata: scalars, strings up to 1 MiB and numeric arrays up to 1024 elements; larger values are left out.
-    :param array_lengths: elements of every array, kept or not.
+    :param kinds: GGUF's number for the type of every key's value. :param array_lengths: elements of every array, kept
+        or not.
     :param file_size: bytes on disk; of all shards for a model that is split.
     """
 
@@ -93,6 +97,7 @@ class GGUFHeader(Struct, frozen=True, kw_only=True):
     file_size: int
     alignment: int
     data_offset: int
+    kinds: dict[str, int] = {}
 
     def numbers(self, suffix: str) -> tuple[int, ...]:
         """The integers of the architecture's own key ``suffix``; empty when it is missing."""
@@ -335,6 +340,18 @@ def read_header(path: Path) -> GGUFHeader:
 
     :raises InvalidModelError: anything is wrong with the file; ``path`` and ``reason`` tell what.
     """
+    return _checked(path, "a model", _check_header)
+
+
+def read_adapter_header(path: Path) -> GGUFHeader:
+    """The same of a file that need not be a model: only the format is checked, none of the properties can be relied on.
+
+    :raises InvalidModelError: as :func:`read_header`.
+    """
+    return _checked(path, "an adapter", lambda header: None)
+
+
+def _checked(path: Path, use: str, check: Callable[[GGUFHeader], None]) -> GGUFHeader:
     try:
         # Without O_NONBLOCK, opening a named pipe would wait for its writer.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
@@ -342,15 +359,13 @@ def read_header(path: Path) -> GGUFHeader:
             if not stat.S_ISREG(info.st_mode):
                 raise _Bad("it is not a regular file")
             header = _read(_Reader(file, info.st_size), info.st_size)
-            _check_values(header)
-            if header.split_no == 0:  # The other shards hold tensors only.
-                _check_model(header)
+            check(header)
             return header
     except _Bad as error:
         reason = str(error)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-    raise InvalidModelError(f"{path} cannot be used as a model: {reason}.", path=str(path), reason=reason)
+    raise InvalidModelError(f"{path} cannot be used as {use}: {reason}.", path=str(path), reason=reason)
 
 
 def _read(reader: _Reader, size: int) -> GGUFHeader:
@@ -364,7 +379,7 @@ def _read(reader: _Reader, size: int) -> GGUFHeader:
     tensor_count, key_count = reader.u64("the tensor count"), reader.u64("the key count")
     if tensor_count > MAX_TENSORS or key_count > MAX_KEYS:
         raise _Bad(f"it claims {tensor_count} tensors and {key_count} keys; at most {MAX_TENSORS} of each are read")
-    metadata, lengths = _metadata(reader, key_count)
+    metadata, lengths, kinds = _metadata(reader, key_count)
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):
         raise _Bad(f"its alignment is {alignment!r:.40}, not a power of two up to {1 << 20}")
@@ -381,20 +396,21 @@ def _read(reader: _Reader, size: int) -> GGUFHeader:
         file_size=size,
         alignment=alignment,
         data_offset=data_offset,
+        kinds=kinds,
     )
 
 
-def _metadata(reader: _Reader, count: int) -> tuple[dict[str, MetadataValue], dict[str, int]]:
+def _metadata(reader: _Reader, count: int) -> tuple[dict[str, MetadataValue], dict[str, int], dict[str, int]]:
+    """Values, lengths of arrays, and types."""
     metadata: dict[str, MetadataValue] = {}
     lengths: dict[str, int] = {}
-    seen = set()
+    kinds: dict[str, int] = {}
     reader.need(13 * count, "the table of keys")
     for _ in range(count):
         key = reader.name(65_535, "a key")
-        if key in seen:
+        if key in kinds:
             raise _Bad(f"its key {key!r:.80} is there twice")
-        seen.add(key)
-        kind = reader.u32(key)
+        kinds[key] = kind = reader.u32(key)
         value: MetadataValue | None
         if kind == _STRING:
             value = reader.string(key)
@@ -406,7 +422,7 @@ def _metadata(reader: _Reader, count: int) -> tuple[dict[str, MetadataValue], di
             raise _Bad(f"its key {key!r:.80} has the unknown type {kind}")
         if value is not None:
             metadata[key] = value
-    return metadata, lengths
+    return metadata, lengths, kinds
 
 
 def _tensors(reader: _Reader, count: int, alignment: int) -> list[Tensor]:
@@ -467,6 +483,14 @@ _BOUNDS: Final = {
     "ssm.group_count": (0, 1 << 10),
     "shortconv.l_cache": (0, 1 << 10),
 }
+
+
+def _check_header(header: GGUFHeader) -> None:
+    if header.metadata.get("general.type") == "adapter":
+        raise _Bad("it is an adapter, which goes on top of a model (--lora)")
+    _check_values(header)
+    if header.split_no == 0:  # The other shards hold tensors only.
+        _check_model(header)
 
 
 def _check_values(header: GGUFHeader) -> None:

@@ -26,6 +26,7 @@ from modeld.errors import (
     StaleEpochError,
     StaleGenerationError,
 )
+from modeld.node.adapters import AdapterSet, find_adapters
 from modeld.node.capacity import AUTO_CELLS, MemoryState, disk_budget, free_memory, make_plan, ram_budget, require
 from modeld.node.device import DeviceKeeper
 from modeld.node.engine_process import EngineProcess, EngineStream, start_engine
@@ -133,6 +134,7 @@ class Node:
         await self._keeper.known()
         async with self._slot.use(want) as residency:
             self._expire(residency)
+            config = msgspec.structs.replace(config, adapters=want.adapters.adapters)
             record = self._registry.open(want.model.ref, config)
             if record.fatal and record.generation == residency.generation:
                 # Opening is how a session that could not go on starts anew.
@@ -149,7 +151,7 @@ class Node:
         """See :meth:`modeld.session.ModelService.describe`."""
         config = config or SessionConfig()
         model = await self._resolve(ref)
-        want = Want(model, config.context, config.kv_type)
+        want = Want(model, config.context, config.kv_type, await self._adapters(model, config))
         resident = self._slot.resident
         here = resident is not None and resident.serves(want)
         if here and resident is not None:
@@ -182,6 +184,7 @@ class Node:
             generates=header.writes_text if header else True,
             embeds=(header.pooling if header else fake_pooling(model.name)) != "rank",
             pooling=header.pooling if header else fake_pooling(model.name),
+            adapters=want.adapters.adapters,
         )
 
     async def _template_facts(self, model: ResolvedModel) -> TemplateFacts:
@@ -296,6 +299,7 @@ class Node:
             last_error=slot.last_error,
             sides=await self._texts.status(),
             kv_type=resident.plan.kv_type if resident else "",
+            adapters=resident.adapters.adapters if resident else (),
         )
 
     async def sessions(self) -> list[SessionInfo]:
@@ -375,9 +379,10 @@ class Node:
         """The session's record, where no engine knows the session now and to ask one would load its model."""
         record = self._registry.find(handle.workspace, handle.name, handle.ref.digest)
         resident = self._slot.resident
-        if record is None or handle.epoch > self.epoch or (resident and resident.holds(record.ref)):
+        if record is None or handle.epoch > self.epoch:
             return None
-        return record
+        here = resident and resident.holds(record.ref) and resident.adapters.holds(record.config.adapters)
+        return None if here else record
 
     async def start_stream(
         self, session: NodeSession, request: RequestMaker, *, continues: bool = False
@@ -446,7 +451,9 @@ class Node:
             model = resident.model
         else:
             model = await self._generating(ref)
-        residency = await self._slot.acquire(Want(model, config.context, config.kv_type))
+        same = resident is not None and model is resident.model and resident.adapters.holds(config.adapters)
+        adapters = resident.adapters if resident and same else await self._adapters(model, config)
+        residency = await self._slot.acquire(Want(model, config.context, config.kv_type, adapters))
         try:
             return await self._rebind(handle, residency, record or self._registry.open(ref, config))
         except BaseException:
@@ -556,7 +563,15 @@ class Node:
         return model
 
     async def _want(self, ref: ModelRef | str, config: SessionConfig) -> Want:
-        return Want(await self._generating(ref), config.context, config.kv_type)
+        model = await self._generating(ref)
+        return Want(model, config.context, config.kv_type, await self._adapters(model, config))
+
+    async def _adapters(self, model: ResolvedModel, config: SessionConfig) -> AdapterSet:
+        if not config.adapters:
+            return AdapterSet()
+        if model.header is not None and not model.header.writes_text:
+            raise NotSupportedError(f"adapters go on models that write text, and {model.name} does not", feature="lora")
+        return await asyncio.to_thread(find_adapters, self.store, model, config.adapters)
 
     async def _load(self, want: Want, generation: int) -> Residency:
         engine = await start_engine(self, want.model.type, self.config.data_root, want.model.name)
@@ -583,23 +598,25 @@ class Node:
                     ram=ram,
                     disk=disk,
                     kv_folder=str(self.config.data_root / KV_FOLDER),
+                    adapters=want.adapters.adapters,
                 )
             )
         except BaseException:
             await engine.stop()
             raise
         await asyncio.to_thread(self._facts.learn, want.model.digest, ready.template)
-        return Residency(want.model, plan, ready, hello, engine, generation, ram, disk if ram else 0)
+        return Residency(want.model, plan, ready, hello, engine, generation, ram, disk if ram else 0, want.adapters)
 
     async def _plan(self, want: Want, devices: tuple[Device, ...]) -> Plan:
-        if want.model.header is None:
+        header = want.model.header
+        if header is None:
             return _fake_plan(want)
         device = max(devices, key=lambda device: device.free, default=None)
         memory = MemoryState(device.free, device.total) if device is not None else await asyncio.to_thread(free_memory)
         beside = 0 if device is not None else await self._texts.beside()
         resident = self._slot.resident
         return make_plan(
-            want.model.header,
+            msgspec.structs.replace(header, file_size=header.file_size + want.adapters.size),
             request=want.context,
             kv_type=want.kv_type,
             free=max(memory.free - beside, 0),

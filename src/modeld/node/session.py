@@ -132,7 +132,10 @@ class NodeSession:
             record, engine = bound.record, bound.residency.engine
             draft, made = await asyncio.to_thread(store.draft), ""
             ref = msgspec.structs.replace(record.ref, path="")
-            request = Snapshot(self._id(bound), record.key, str(draft), ref, record.config)
+            # Paths of this machine say nothing where the file may go.
+            adapters = tuple(msgspec.structs.replace(adapter, path="") for adapter in record.config.adapters)
+            config = msgspec.structs.replace(record.config, adapters=adapters)
+            request = Snapshot(self._id(bound), record.key, str(draft), ref, config)
             try:
                 # To the end: who gives up must not leave a file behind that the engine still writes.
                 call = engine.call(request, SnapshotInfo)

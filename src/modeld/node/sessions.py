@@ -89,6 +89,7 @@ class SessionRecord:
             pin=self.config.pin,
             last_used=self.last_used,
             engine_pid=engine_pid if here and self.hot else 0,
+            adapters=self.config.adapters,
             kept=min(kept, len(self.tape)) if here and kept is not None else None,
         )
 

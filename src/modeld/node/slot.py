@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from modeld.engine.protocol import Hello, Ready
 from modeld.errors import EngineCrashedError, ModeldError, NodeError, StaleGenerationError
+from modeld.node.adapters import AdapterSet
 from modeld.node.engine_process import EngineProcess
 from modeld.node.store import ResolvedModel
 from modeld.session.values import ModelRef, Plan, SlotState
@@ -30,6 +31,7 @@ class Want(Struct, frozen=True):
     model: ResolvedModel
     context: int
     kv_type: str
+    adapters: AdapterSet = AdapterSet()
 
 
 class Residency(Struct, frozen=True):
@@ -46,9 +48,10 @@ class Residency(Struct, frozen=True):
     generation: int
     ram: int = 0
     disk: int = 0
+    adapters: AdapterSet = AdapterSet()
 
     def holds(self, ref: ModelRef) -> bool:
-        """It is this model, by what the file holds."""
+        """It is this model, by what the file holds, with whatever adapters."""
         return (self.model.type, self.model.digest) == (ref.type, ref.digest)
 
     def serves(self, want: Want) -> bool:
@@ -59,6 +62,7 @@ class Residency(Struct, frozen=True):
             and self.holds(want.model.ref)
             and self.plan.kv_type == want.kv_type
             and self.plan.context >= want.context
+            and self.adapters.identity == want.adapters.identity
         )
 
 

@@ -27,7 +27,8 @@ from modeld.errors import (
     ModelError,
     ModelNotFoundError,
 )
-from modeld.node.gguf import GGUFHeader, read_header
+from modeld.node.gguf import GGUFHeader, read_adapter_header, read_header
+from modeld.session.adapters import Adapter
 from modeld.session.values import InstalledModel, ModelRef
 
 BUNDLED_NAME: Final = "tiny"
@@ -132,13 +133,29 @@ class ModelStore:
         if ref.type == "fake" and not fake:
             raise self._not_found("A fake model has no path and a name that begins with fake.", ref.name)
         model = _virtual(ref.name) if fake else self._resolve_file(ref)
-        if ref.digest and ref.digest.lower() != model.digest:
-            raise DigestMismatchError(
-                f"{model.name} has the digest {model.digest}, not {ref.digest}: it is another version of the model.",
-                expected=ref.digest,
-                actual=model.digest,
-            )
+        _require_digest(model.name, ref.digest, model.digest)
         return model
+
+    def adapter(self, adapter: Adapter, type_: str) -> tuple[str, str, str, GGUFHeader | None]:
+        """Name, path, digest and header of an adapter for a model of type ``type_``. What is in it is not checked.
+
+        Found as a model is; for a virtual model there are virtual ones.
+
+        :raises ModelNotFoundError: no such file. :raises DigestMismatchError: it is not the one that is named.
+        :raises InvalidModelError: it is no GGUF file, or it changed meanwhile.
+        """
+        path, header = "", None
+        if type_ == "fake":
+            if adapter.path or not adapter.name.startswith("fake"):
+                raise self._not_found("An adapter of a fake model has no path and a name that begins with fake.", "")
+            name, digest = adapter.name, _virtual(adapter.name).digest
+        else:
+            name, file = self._locate(ModelRef(adapter.name, path=adapter.path))
+            digest, header, path = self._digest(file), read_adapter_header(file), str(file)
+            if self._digest(file) != digest:
+                raise _invalid(file, "it changed while it was read")
+        _require_digest(name, adapter.digest, digest)
+        return name, path, digest, header
 
     def _resolve_file(self, ref: ModelRef) -> ResolvedModel:
         name, path = self._locate(ref)
@@ -279,6 +296,15 @@ def bundled_path() -> Path:
 def _virtual(name: str) -> ResolvedModel:
     digest = hashlib.sha256(name.encode()).hexdigest()
     return ResolvedModel(name=name, type="fake", path="", size=0, digest=digest, header=None)
+
+
+def _require_digest(name: str, expected: str, actual: str) -> None:
+    if expected and expected.lower() != actual:
+        raise DigestMismatchError(
+            f"{name} has the digest {actual}, not {expected}: it is another version of it.",
+            expected=expected,
+            actual=actual,
+        )
 
 
 def _invalid(path: Path, reason: str) -> InvalidModelError:

@@ -1,5 +1,6 @@
 """The session contract: what a client may ask of a warm conversation, whoever serves it."""
 
+from modeld.session.adapters import Adapter
 from modeld.session.contract import ModelService, PartStream, Session
 from modeld.session.manifest import Manifest, Segment, token_hash
 from modeld.session.text_values import (
@@ -33,6 +34,7 @@ from modeld.session.values import (
 )
 
 __all__ = [
+    "Adapter",
     "AuditReport",
     "Break",
     "BreakTotal",

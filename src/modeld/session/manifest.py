@@ -30,7 +30,7 @@ class Manifest(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Everything but the tokens that changes what KV holds.
 
     :param engine_build: build of the native library; KV of another build is not trusted.
-    :param adapters: ``digest:scale`` of each adapter, in order.
+    :param adapters: ``digest:scale`` of each adapter that is active, sorted: they are summed up, so order says nothing.
     :param kv_layout: what else decides the bytes of KV, in the engine's own words.
     """
 

@@ -8,7 +8,9 @@ from typing import Literal
 from msgspec import Struct, structs
 
 from modeld.errors import InvalidRequestError
+from modeld.session.adapters import MAX_ADAPTERS, Adapter
 from modeld.session.manifest import Manifest, Segment
+from modeld.session.names import check_name, check_path
 from modeld.template_facts import TemplateFacts
 from modeld.types import Receipt, ReuseReason, ReuseStop
 
@@ -17,15 +19,6 @@ SessionClass = Literal["main", "subagent", "side"]
 KVType = Literal["f16", "q8_0", "q4_0"]
 Overflow = Literal["error", "shift", "truncate"]
 """What becomes of a conversation that does not fit the window: see :class:`SessionConfig`."""
-
-
-def _is_unicode(text: str) -> bool:
-    return not any(0xD800 <= ord(c) < 0xE000 for c in text)
-
-
-def _check_name(kind: str, value: str) -> None:
-    if not value or not _is_unicode(value) or len(value) > 200 or any(ord(c) < 32 or ord(c) == 127 for c in value):
-        raise InvalidRequestError(f"a {kind} is 1 to 200 printable characters, not {value[:40]!r}", parameter=kind)
 
 
 class ModelRef(Struct, frozen=True, omit_defaults=True):
@@ -45,9 +38,8 @@ class ModelRef(Struct, frozen=True, omit_defaults=True):
         if not self.name and not self.path:
             raise InvalidRequestError("a model reference needs a name or a path", parameter="name")
         if self.name:
-            _check_name("model name", self.name)
-        if "\0" in self.path or not _is_unicode(self.path):
-            raise InvalidRequestError("a model path is Unicode text without null characters", parameter="path")
+            check_name("model name", self.name)
+        check_path("a model path", self.path)
 
     @classmethod
     def of(cls, model: ModelRef | str) -> ModelRef:
@@ -76,6 +68,8 @@ class SessionConfig(Struct, frozen=True, omit_defaults=True, kw_only=True):
     :param shift: when the window is full, before or in an answer, the oldest turns leave the conversation. The stream
         and the receipt say how many. System messages, the stable prefix, tools and the newest turn stay.
     :param truncate: the same before an answer only. Without both, what does not fit is a ``ContextOverflowError``.
+    :param adapters: LoRA adapters on the model, all active from its load on; part of the manifest. Their order says
+        nothing. Where others are resident, the model is loaded again with these.
     :raises InvalidRequestError: a value outside its range, or ``shift`` and ``truncate`` both.
     """
 
@@ -88,15 +82,24 @@ class SessionConfig(Struct, frozen=True, omit_defaults=True, kw_only=True):
     ttl: float = 0.0
     shift: bool = False
     truncate: bool = False
+    adapters: tuple[Adapter, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_name("workspace", self.workspace)
-        _check_name("session name", self.name)
+        check_name("workspace", self.workspace)
+        check_name("session name", self.name)
         if not 0 <= self.context <= 2**31 - 1:
             raise InvalidRequestError(f"context must be 0 or more tokens, not {self.context}", parameter="context")
         if not 0 <= self.ttl <= 10**9:
             raise InvalidRequestError(f"ttl must be 0 or more seconds, not {self.ttl}", parameter="ttl")
+        if not isinstance(self.adapters, tuple) or len(self.adapters) > MAX_ADAPTERS:
+            raise InvalidRequestError(
+                f"adapters takes a tuple of at most {MAX_ADAPTERS}, not {self.adapters!r:.80}", parameter="adapters"
+            )
         self.overflow()
+
+    def absolute(self) -> SessionConfig:
+        """The same, where every adapter is what :meth:`Adapter.of` makes of it: with an absolute path."""
+        return structs.replace(self, adapters=tuple(map(Adapter.of, self.adapters))) if self.adapters else self
 
     def overflow(self, shift: bool | None = None, truncate: bool | None = None) -> Overflow:
         """What a call does that was given these; ``None`` is the session's own.
@@ -167,6 +170,7 @@ class ModelDescription(Struct, frozen=True, kw_only=True):
     :param plan: of a model that does not generate: for its vectors.
     :param generates: it writes text. :param embeds: it makes vectors; without both it ranks (``pooling`` is ``rank``).
     :param pooling: ``mean``, ``cls``, ``last`` or ``rank`` where its file says so.
+    :param adapters: those that were asked for, as they were found; their files count as weights in the plan.
     """
 
     name: str
@@ -190,6 +194,7 @@ class ModelDescription(Struct, frozen=True, kw_only=True):
     generates: bool = True
     embeds: bool = True
     pooling: str = ""
+    adapters: tuple[Adapter, ...] = ()
 
 
 class InstalledModel(Struct, frozen=True, kw_only=True):
@@ -275,6 +280,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     :param generation: grows at each load. :param idle_ttl: seconds without use until the engine exits; 0 never.
     :param kv_type: of the resident model's KV cells, ``""`` without one.
     :param clients: those that called over a wire within the last minute. :param sides: engines beside ``engine``.
+    :param adapters: that are active on the resident model.
     """
 
     instance_id: str
@@ -300,6 +306,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     clients: tuple[ClientInfo, ...] = ()
     sides: tuple[SideStatus, ...] = ()
     kv_type: str = ""
+    adapters: tuple[Adapter, ...] = ()
 
 
 class SessionInfo(Struct, frozen=True, kw_only=True):
@@ -308,6 +315,7 @@ class SessionInfo(Struct, frozen=True, kw_only=True):
     :param tape: tokens of its conversation. :param hot: tokens whose KV the engine holds now.
     :param kept: leading tokens of the tape that need not be computed again: those the engine holds, for this session
         or another, and those that can come back. ``None``: not known; the model is not resident, or the engine busy.
+    :param adapters: with which it runs.
     """
 
     workspace: str
@@ -325,6 +333,7 @@ class SessionInfo(Struct, frozen=True, kw_only=True):
     last_used: float = 0.0
     engine_pid: int = 0
     kept: int | None = None
+    adapters: tuple[Adapter, ...] = ()
 
 
 class PrefixStatus(Struct, frozen=True, kw_only=True):

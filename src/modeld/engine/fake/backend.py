@@ -1,7 +1,7 @@
 """An engine without native code: one rune is one token, and the answer is a function of the KV alone.
 
-It echoes the last user message and adds the CRC-32 of everything before the answer, so that a wrong cell anywhere in
-the KV shows as a wrong answer. Messages that begin with a command do more:
+It echoes the last user message and adds the CRC-32 of its adapters and everything before the answer, so that a wrong
+cell anywhere in the KV shows as a wrong answer. Messages that begin with a command do more:
 
     !count N        counts to N, one rune a token
     !call NAME {…}  calls a tool with these arguments
@@ -25,6 +25,7 @@ from modeld.engine.fake.embedder import FakeEmbedder
 from modeld.engine.fake.lexicon import END, START, FakeLexicon
 from modeld.engine.fake.settings import fake_settings
 from modeld.engine.protocol import Device, Load
+from modeld.session.adapters import identities
 from modeld.types import DecodeOptions
 
 _ENDINGS = (ord(END), *map(ord, '"}]'))
@@ -104,6 +105,7 @@ class FakeBackend(FakeLexicon):
         self._delay = settings["delay"]
         self.shares = not settings["whole"]
         self._abort = False
+        self._adapted = zlib.crc32("".join(identities(request.adapters)).encode())
         self.rows: list[int] = []
 
     def step(self, slices: list[Slice]) -> StepResult:
@@ -221,4 +223,4 @@ class FakeBackend(FakeLexicon):
         if command == "!call":
             name, _, arguments = rest.partition(" ")
             return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments or "{}"}}}\n</tool_call>'
-        return f"{asked} #{zlib.crc32(before.encode('utf-8', 'surrogatepass')):08x}"
+        return f"{asked} #{zlib.crc32(before.encode('utf-8', 'surrogatepass'), self._adapted):08x}"

@@ -83,6 +83,8 @@ class LlamaRuntime:
                 f"{(most - 1) // 2} sequences would do with any model",
                 sequences=request.sequences,
             )
+        # Before the context: it makes room for what they add to the graph.
+        adapters = self._adapters(model, request)
         context = native.llama_init_from_model(model, self._context_params(request, ids))
         if not context:
             native.llama_model_free(model)
@@ -92,7 +94,37 @@ class LlamaRuntime:
                 cells=request.cells,
                 kv_type=request.kv_type,
             )
+        self._activate(context, model, adapters, request)
         return LlamaBackend(native, model, context, request, self._kv_layout())
+
+    def _adapters(self, model: Any, request: Load) -> list[Any]:
+        """The request's adapters, read. They belong to the model and are freed with it."""
+        native = self.native
+        found = []
+        for adapter in request.adapters:
+            loaded = native.llama_adapter_lora_init(model, os.fsencode(adapter.path))
+            if not loaded:
+                native.llama_model_free(model)
+                raise ModelLoadError(
+                    f"llama.cpp cannot load the adapter {adapter.name} for {request.name}: {self.last_words()}",
+                    path=adapter.path,
+                )
+            found.append(loaded)
+        return found
+
+    def _activate(self, context: Any, model: Any, adapters: list[Any], request: Load) -> None:
+        """Make the whole set active in one call: each call replaces the set of the one before."""
+        native, count = self.native, len(adapters)
+        scales = (ctypes.c_float * count)(*(adapter.scale for adapter in request.adapters))
+        pointers = (native.llama_adapter_lora_p_ctypes * count)(
+            *(ctypes.cast(a, native.llama_adapter_lora_p_ctypes) for a in adapters)
+        )
+        if count and native.llama_set_adapters_lora(context, pointers, count, scales):
+            native.llama_free(context)
+            native.llama_model_free(model)
+            raise ModelLoadError(
+                f"llama.cpp cannot make {count} adapters active on {request.name}: {self.last_words()}"
+            )
 
     def embedder(self, request: Load) -> LlamaEmbedder:
         """Load weights and make a context for vectors, on the processor whatever devices there are.

@@ -125,9 +125,8 @@ class RemoteNode(TextClient):
         self, ref: ModelRef | str, config: SessionConfig | None = None, *, generation: int = 0
     ) -> NodeStatus:
         """See :meth:`modeld.session.ModelService.load`."""
-        return await self._wire.call(
-            "Load", LoadRequest(ref=ModelRef.of(ref), config=config, generation=generation), NodeStatus
-        )
+        request = LoadRequest(ref=ModelRef.of(ref), config=config and config.absolute(), generation=generation)
+        return await self._wire.call("Load", request, NodeStatus)
 
     async def unload(self, *, generation: int = 0) -> NodeStatus:
         """See :meth:`modeld.session.ModelService.unload`."""
@@ -291,4 +290,4 @@ class RemoteSession:
 
 
 def _model_request(ref: ModelRef | str, config: SessionConfig | None) -> ModelRequest:
-    return ModelRequest(ref=ModelRef.of(ref), config=config)
+    return ModelRequest(ref=ModelRef.of(ref), config=config and config.absolute())

@@ -858,8 +858,20 @@ class ModelRef(_message.Message):
     path: str
     def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ...) -> None: ...
 
+class Adapter(_message.Message):
+    __slots__ = ("name", "scale", "digest", "path")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    scale: float
+    digest: str
+    path: str
+    def __init__(self, name: _Optional[str] = ..., scale: _Optional[float] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ...) -> None: ...
+
 class SessionConfig(_message.Message):
-    __slots__ = ("workspace", "name", "context", "kv_type", "session_class", "pin", "ttl", "shift", "truncate")
+    __slots__ = ("workspace", "name", "context", "kv_type", "session_class", "pin", "ttl", "shift", "truncate", "adapters")
     WORKSPACE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
@@ -869,6 +881,7 @@ class SessionConfig(_message.Message):
     TTL_FIELD_NUMBER: _ClassVar[int]
     SHIFT_FIELD_NUMBER: _ClassVar[int]
     TRUNCATE_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     workspace: str
     name: str
     context: int
@@ -878,7 +891,8 @@ class SessionConfig(_message.Message):
     ttl: float
     shift: bool
     truncate: bool
-    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ..., context: _Optional[int] = ..., kv_type: _Optional[str] = ..., session_class: _Optional[str] = ..., pin: _Optional[bool] = ..., ttl: _Optional[float] = ..., shift: _Optional[bool] = ..., truncate: _Optional[bool] = ...) -> None: ...
+    adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
+    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ..., context: _Optional[int] = ..., kv_type: _Optional[str] = ..., session_class: _Optional[str] = ..., pin: _Optional[bool] = ..., ttl: _Optional[float] = ..., shift: _Optional[bool] = ..., truncate: _Optional[bool] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ...) -> None: ...
 
 class SessionHandle(_message.Message):
     __slots__ = ("workspace", "name", "ref", "generation", "window", "epoch")
@@ -935,7 +949,7 @@ class Plan(_message.Message):
     def __init__(self, fits: _Optional[bool] = ..., context: _Optional[int] = ..., cells: _Optional[int] = ..., max_context: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., kv_type: _Optional[str] = ..., weights: _Optional[int] = ..., kv: _Optional[int] = ..., overhead: _Optional[int] = ..., required: _Optional[int] = ..., free: _Optional[int] = ..., reserve: _Optional[int] = ..., usable: _Optional[int] = ..., device: _Optional[str] = ..., gpu_layers: _Optional[int] = ..., reason: _Optional[str] = ..., alternatives: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelDescription(_message.Message):
-    __slots__ = ("name", "type", "digest", "path", "size", "architecture", "quantization", "parameters", "layers", "context_length", "sliding_window", "vocabulary", "has_template", "tools", "thinking", "resident", "plan", "template", "generates", "embeds", "pooling")
+    __slots__ = ("name", "type", "digest", "path", "size", "architecture", "quantization", "parameters", "layers", "context_length", "sliding_window", "vocabulary", "has_template", "tools", "thinking", "resident", "plan", "template", "generates", "embeds", "pooling", "adapters")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -957,6 +971,7 @@ class ModelDescription(_message.Message):
     GENERATES_FIELD_NUMBER: _ClassVar[int]
     EMBEDS_FIELD_NUMBER: _ClassVar[int]
     POOLING_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     type: str
     digest: str
@@ -978,7 +993,8 @@ class ModelDescription(_message.Message):
     generates: bool
     embeds: bool
     pooling: str
-    def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., size: _Optional[int] = ..., architecture: _Optional[str] = ..., quantization: _Optional[str] = ..., parameters: _Optional[int] = ..., layers: _Optional[int] = ..., context_length: _Optional[int] = ..., sliding_window: _Optional[int] = ..., vocabulary: _Optional[int] = ..., has_template: _Optional[bool] = ..., tools: _Optional[bool] = ..., thinking: _Optional[bool] = ..., resident: _Optional[bool] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., template: _Optional[_Union[TemplateFacts, _Mapping]] = ..., generates: _Optional[bool] = ..., embeds: _Optional[bool] = ..., pooling: _Optional[str] = ...) -> None: ...
+    adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
+    def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., size: _Optional[int] = ..., architecture: _Optional[str] = ..., quantization: _Optional[str] = ..., parameters: _Optional[int] = ..., layers: _Optional[int] = ..., context_length: _Optional[int] = ..., sliding_window: _Optional[int] = ..., vocabulary: _Optional[int] = ..., has_template: _Optional[bool] = ..., tools: _Optional[bool] = ..., thinking: _Optional[bool] = ..., resident: _Optional[bool] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., template: _Optional[_Union[TemplateFacts, _Mapping]] = ..., generates: _Optional[bool] = ..., embeds: _Optional[bool] = ..., pooling: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ...) -> None: ...
 
 class TemplateFacts(_message.Message):
     __slots__ = ("source", "name", "system", "tools", "tool_results", "parallel_tool_calls", "object_arguments", "documents", "thinking", "thinking_switch", "efforts", "opens_thinking", "thinking_history")
@@ -1135,7 +1151,7 @@ class EngineStatus(_message.Message):
     def __init__(self, pid: _Optional[int] = ..., backend: _Optional[str] = ..., build: _Optional[str] = ..., rss: _Optional[int] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("instance_id", "epoch", "pid", "version", "data_root", "endpoints", "state", "generation", "uptime", "idle_ttl", "rss", "model", "digest", "context", "ledger", "engine", "sessions", "active", "idle_seconds", "last_error", "clients", "sides", "kv_type")
+    __slots__ = ("instance_id", "epoch", "pid", "version", "data_root", "endpoints", "state", "generation", "uptime", "idle_ttl", "rss", "model", "digest", "context", "ledger", "engine", "sessions", "active", "idle_seconds", "last_error", "clients", "sides", "kv_type", "adapters")
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -1159,6 +1175,7 @@ class NodeStatus(_message.Message):
     CLIENTS_FIELD_NUMBER: _ClassVar[int]
     SIDES_FIELD_NUMBER: _ClassVar[int]
     KV_TYPE_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     instance_id: str
     epoch: int
     pid: int
@@ -1182,7 +1199,8 @@ class NodeStatus(_message.Message):
     clients: _containers.RepeatedCompositeFieldContainer[ClientInfo]
     sides: _containers.RepeatedCompositeFieldContainer[SideStatus]
     kv_type: str
-    def __init__(self, instance_id: _Optional[str] = ..., epoch: _Optional[int] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., data_root: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., generation: _Optional[int] = ..., uptime: _Optional[float] = ..., idle_ttl: _Optional[float] = ..., rss: _Optional[int] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., context: _Optional[int] = ..., ledger: _Optional[_Union[Ledger, _Mapping]] = ..., engine: _Optional[_Union[EngineStatus, _Mapping]] = ..., sessions: _Optional[int] = ..., active: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., last_error: _Optional[str] = ..., clients: _Optional[_Iterable[_Union[ClientInfo, _Mapping]]] = ..., sides: _Optional[_Iterable[_Union[SideStatus, _Mapping]]] = ..., kv_type: _Optional[str] = ...) -> None: ...
+    adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
+    def __init__(self, instance_id: _Optional[str] = ..., epoch: _Optional[int] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., data_root: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., generation: _Optional[int] = ..., uptime: _Optional[float] = ..., idle_ttl: _Optional[float] = ..., rss: _Optional[int] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., context: _Optional[int] = ..., ledger: _Optional[_Union[Ledger, _Mapping]] = ..., engine: _Optional[_Union[EngineStatus, _Mapping]] = ..., sessions: _Optional[int] = ..., active: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., last_error: _Optional[str] = ..., clients: _Optional[_Iterable[_Union[ClientInfo, _Mapping]]] = ..., sides: _Optional[_Iterable[_Union[SideStatus, _Mapping]]] = ..., kv_type: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ...) -> None: ...
 
 class Ledger(_message.Message):
     __slots__ = ("cells", "cells_used", "hot", "hot_budget", "ram", "ram_budget", "disk", "disk_budget")
@@ -1227,7 +1245,7 @@ class ClientInfo(_message.Message):
     def __init__(self, pid: _Optional[int] = ..., program: _Optional[str] = ..., address: _Optional[str] = ..., calls: _Optional[int] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
 
 class SessionInfo(_message.Message):
-    __slots__ = ("workspace", "name", "model", "digest", "generation", "tape", "hot", "window", "active", "handles", "session_class", "pin", "last_used", "engine_pid", "kept")
+    __slots__ = ("workspace", "name", "model", "digest", "generation", "tape", "hot", "window", "active", "handles", "session_class", "pin", "last_used", "engine_pid", "kept", "adapters")
     WORKSPACE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -1243,6 +1261,7 @@ class SessionInfo(_message.Message):
     LAST_USED_FIELD_NUMBER: _ClassVar[int]
     ENGINE_PID_FIELD_NUMBER: _ClassVar[int]
     KEPT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     workspace: str
     name: str
     model: str
@@ -1258,7 +1277,8 @@ class SessionInfo(_message.Message):
     last_used: float
     engine_pid: int
     kept: int
-    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., generation: _Optional[int] = ..., tape: _Optional[int] = ..., hot: _Optional[int] = ..., window: _Optional[int] = ..., active: _Optional[bool] = ..., handles: _Optional[int] = ..., session_class: _Optional[str] = ..., pin: _Optional[bool] = ..., last_used: _Optional[float] = ..., engine_pid: _Optional[int] = ..., kept: _Optional[int] = ...) -> None: ...
+    adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
+    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., generation: _Optional[int] = ..., tape: _Optional[int] = ..., hot: _Optional[int] = ..., window: _Optional[int] = ..., active: _Optional[bool] = ..., handles: _Optional[int] = ..., session_class: _Optional[str] = ..., pin: _Optional[bool] = ..., last_used: _Optional[float] = ..., engine_pid: _Optional[int] = ..., kept: _Optional[int] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ...) -> None: ...
 
 class PrefixStatus(_message.Message):
     __slots__ = ("receipt", "prefix_tokens", "available", "prefix_token_hash", "manifest_digest")

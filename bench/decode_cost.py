@@ -33,7 +33,7 @@ from modeld.types import DecodeOptions, ResponseFormat
 from page import machine, write_section
 from random_schemas import Maker
 
-TOKENS: Final = 40
+TOKENS: Final = 16
 """Of each kind in a round."""
 TOP: Final = 20
 

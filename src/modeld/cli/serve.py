@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -17,16 +17,31 @@ if TYPE_CHECKING:
     from modeld.node.record import OwnerRecord
 
 
+_DEFAULT_HTTP: Final = "127.0.0.1:11535"
+
+
 def serve(
     data_root: DataRootOption = None,
     listen: Annotated[
         str, typer.Option(metavar="HOST:PORT|off", help="Serve gRPC over TCP too, to callers with the token.")
     ] = "off",
+    http: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT|off",
+            help="Serve HTTP here, to callers with the token. Default: 127.0.0.1:11535, or none where that is taken.",
+            show_default=False,
+        ),
+    ] = "",
+    http_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Let pages of this origin call over HTTP, such as https://chat.example."),
+    ] = None,
     tls: Annotated[
         bool | None,
         typer.Option(
             "--tls/--no-tls",
-            help="TLS for TCP, with a self-made certificate. Default: beyond loopback, where nothing else is allowed.",
+            help="TLS for TCP and HTTP, with a self-made certificate. Default: beyond loopback, where it must be.",
             show_default=False,
         ),
     ] = None,
@@ -55,11 +70,13 @@ def serve(
     """
     with usage():
         address, idle_seconds = parse_address(listen), parse_duration(idle_ttl)
+        http_address = parse_address(http or _DEFAULT_HTTP)
         ram_bytes, disk_bytes = parse_size(ram), parse_size(disk)
         _check_budgets(ram_bytes, disk_bytes)
     import asyncio
     import logging
 
+    from modeld.http.door import HttpConfig, HttpDoor
     from modeld.node.node import NodeConfig
     from modeld.transport import host
 
@@ -78,7 +95,22 @@ def serve(
         data_root=root, idle_ttl=idle_seconds, threads=threads, ram=ram_bytes, disk=disk_bytes, allow_fake=allow_fake
     )
     config = host.HostConfig(node=node, listen=address, tls=tls, tls_cert=tls_cert, tls_key=tls_key)
-    asyncio.run(host.serve(config, ready))
+    door = None
+    if http_address is not None:
+        # TLS was asked for by name, or the address decides; a default that is on loopback needs none.
+        door = HttpDoor(
+            HttpConfig(
+                data_root=root,
+                host=http_address[0],
+                port=http_address[1],
+                required=bool(http),
+                tls=tls if http else None,
+                tls_cert=tls_cert if http else None,
+                tls_key=tls_key if http else None,
+                origins=tuple(http_origin or ()),
+            )
+        )
+    asyncio.run(host.serve(config, ready, door))
     return 0
 
 

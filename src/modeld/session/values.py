@@ -274,6 +274,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
 
     :param generation: grows at each load. :param idle_ttl: seconds without use until the engine exits; 0 never.
     :param clients: those that called over a wire within the last minute. :param sides: engines beside ``engine``.
+    :param http: where HTTP is served, or ``off`` and why; empty: the node's program has none.
     """
 
     instance_id: str
@@ -298,6 +299,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     last_error: str = ""
     clients: tuple[ClientInfo, ...] = ()
     sides: tuple[SideStatus, ...] = ()
+    http: str = ""
 
 
 class SessionInfo(Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,21 +48,17 @@ class Site:
             while (await self.node.status()).active:
                 await asyncio.sleep(0.005)
 
-    async def raw(self, data: bytes, *, end: bool = False) -> bytes:
-        """What comes back for bytes until the server closes, or for a second."""
+    async def raw(self, data: bytes, *, end: bool = False, seconds: float = 0.3) -> bytes:
+        """What comes back for bytes until the server closes, or is silent for so long."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             writer.write(data)
             if end:
                 writer.write_eof()
             found = b""
-            with_end = asyncio.timeout(1)
-            try:
-                async with with_end:
-                    while piece := await reader.read(65536):
-                        found += piece
-            except (TimeoutError, ConnectionResetError):
-                pass
+            with suppress(TimeoutError, ConnectionResetError):
+                while piece := await asyncio.wait_for(reader.read(65536), seconds):
+                    found += piece
             return found
         finally:
             writer.close()
@@ -107,6 +103,10 @@ async def web(site: Site) -> AsyncIterator[httpx2.AsyncClient]:
 
 @pytest.fixture
 def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
-    """All that was logged so far."""
+    """All that was logged so far, but by the clients in this process."""
     caplog.set_level(logging.DEBUG)
-    return lambda: caplog.text
+    return lambda: "\n".join(
+        record.getMessage()
+        for record in caplog.records
+        if not record.name.startswith(("httpx2", "httpcore2", "openai"))
+    )

@@ -29,6 +29,7 @@ def serve(
         str,
         typer.Option(
             metavar="HOST:PORT|off",
+            envvar="MODELD_HTTP",
             help="Serve HTTP here, to callers with the token. Default: 127.0.0.1:11535, or none where that is taken.",
             show_default=False,
         ),

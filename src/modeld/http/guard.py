@@ -16,6 +16,7 @@ from modeld.errors import ModeldError
 from modeld.http.auth import Gate, check_url, values_of
 from modeld.http.bodies import ClientGone
 from modeld.http.errors import Failure, Refusal, dialect_of, error_body, failure_of
+from modeld.http.protocol import MAX_HEADER
 from modeld.transport.errors import public_error
 
 MAX_HEADERS: Final = 100
@@ -50,7 +51,7 @@ class Guard:
         exchange = _Exchange(scope, send, self._request_id(scope))
         self._running += 1
         try:
-            exchange.allowed = self._admit(scope)
+            self._admit(scope, exchange)
             if scope["method"] == "OPTIONS":
                 await exchange.allow_page()
             else:
@@ -69,29 +70,30 @@ class Guard:
             self._running -= 1
             exchange.tell()
 
-    def _admit(self, scope: Scope) -> str:
-        """The origin that may read the answer, ``""`` for none. :raises Refusal: it may not come in."""
+    def _admit(self, scope: Scope, exchange: _Exchange) -> None:
+        """:raises Refusal: it may not come in."""
         headers, gate = scope["headers"], self._gate
-        if len(headers) > MAX_HEADERS:
-            raise Refusal(431, "header_too_large", f"a header has at most {MAX_HEADERS} lines")
+        # What comes in one piece passes the bound of the parser.
+        if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER:
+            text = f"a header has at most {MAX_HEADERS} lines and {MAX_HEADER:,} bytes"
+            raise Refusal(431, "header_too_large", text)
         gate.check_host(headers)
         if values_of(headers, b"transfer-encoding") and values_of(headers, b"content-length"):
             # Two lengths: whoever stands between may believe the other one.
             text = "a body has one length: content-length or transfer-encoding"
             raise Refusal(400, "invalid_http", text, headers=(("connection", "close"),))
-        origin = gate.check_origin(headers)
+        exchange.allowed = gate.check_origin(headers)
         check_url(scope["query_string"])
         if scope["method"] == "OPTIONS":
             # What a browser asks before a page's call: it has no token yet.
-            if not origin:
+            if not exchange.allowed:
                 raise Refusal(403, "forbidden_origin", "no page of another origin may call the node")
-            return origin
+            return
         if scope["path"] not in PUBLIC:
             gate.check_token(headers)
         if self._running > MAX_REQUESTS:
             text = f"{MAX_REQUESTS} requests are being answered; come back later"
             raise Refusal(429, "rate_limited", text, headers=(("retry-after", "1"),))
-        return origin
 
     def _request_id(self, scope: Scope) -> str:
         """The client's, where it is one and tells no secret to the log."""

@@ -61,8 +61,11 @@ class _Image(_Strict, tag_field="type", tag="image_url", frozen=True):
 
 
 class _CalledFunction(_Strict, frozen=True):
+    """``parsed_arguments`` is what OpenAI's client makes of ``arguments``, and sends back with them."""
+
     name: str
     arguments: str
+    parsed_arguments: Any = None
 
 
 class _Called(_Strict, frozen=True):
@@ -93,6 +96,7 @@ class _Assistant(_Strict, tag_field="role", tag="assistant", frozen=True):
     refusal: str | None = None
     tool_calls: list[_Called] | None = None
     annotations: list[None] | None = None
+    parsed: Any = None
     name: None = None
     audio: None = None
     function_call: None = None

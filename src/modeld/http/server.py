@@ -17,6 +17,7 @@ from modeld.http.protocol import KEEP_ALIVE_SECONDS, MAX_HEADER, BoundedProtocol
 
 _TLS_SECONDS = 10.0
 _BACKLOG = 128
+_SEND_BUFFER = 128 * 1024
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -31,6 +32,8 @@ def bound_socket(host: str, port: int) -> socket.socket:
         try:
             # What a node that has just ended leaves behind does not count as taken.
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Each connection inherits it: the kernel would buffer megabytes for a client that does not read.
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
             found.bind(address)
             found.listen(_BACKLOG)
             found.setblocking(False)

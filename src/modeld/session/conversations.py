@@ -10,6 +10,7 @@ import hashlib
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from itertools import count
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -26,6 +27,8 @@ SESSION_TTL: Final = 3600.0
 """Seconds after its last turn when a node forgets a conversation: nobody else ever closes it."""
 REMEMBERED: Final = 1024
 """Beginnings of conversations kept; one is some 200 bytes."""
+ALIKE: Final = 8
+"""Conversations with the same beginning that have a tape each, where no more run at a time."""
 
 _SAMPLING: Final = tuple(name for name in DecodeOptions.__struct_fields__ if name in ChatConfig.__struct_fields__)
 
@@ -71,6 +74,8 @@ class _Tape(Struct):
     busy: bool = False
     seen: bytes = b""
     """Hash of the conversation of its last call."""
+    used: int = 0
+    """Number of its last call."""
 
 
 class Tapes:
@@ -78,8 +83,10 @@ class Tapes:
 
     Of calls with the same beginning, one that comes while another runs gets a session of its own. It does not wait:
     whoever reads the first stream may be the one who asks again. Which of several tapes a later call gets is decided
-    by the longest conversation that it continues. Other processes choose the same names: on one node their calls with
-    the same beginning wait for each other, and find each other's tapes.
+    by the longest conversation that it continues or repeats. One that continues none gets a new tape: two agents that
+    begin alike must not take each other's end away at every turn. Beyond :data:`ALIKE` it gets the longest unused.
+    Other processes choose the same names: on one node their calls with the same beginning wait for each other, and
+    find each other's tapes.
 
     A wrong choice costs tokens that are computed again, and never changes an answer.
     """
@@ -87,6 +94,7 @@ class Tapes:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._known: dict[str, list[_Tape]] = {}
+        self._calls = count(1)
 
     @contextmanager
     def take(self, ref: ModelRef, messages: Sequence[Message], key: str = "") -> Iterator[str]:
@@ -97,13 +105,9 @@ class Tapes:
         name, hashes = _content(ref, messages, key)
         with self._lock:
             tapes = self._known[name] = self._known.pop(name, [])  # the last used is the last of all
-            free = [number for number, tape in enumerate(tapes) if not tape.busy]
-            if not free:
-                free = [len(tapes)]
-                tapes.append(_Tape())
-            best = max(free, key=lambda number: (hashes.get(tapes[number].seen, 0), -number))
+            best = _best(tapes, hashes)
             tape = tapes[best]
-            tape.busy, tape.seen = True, next(reversed(hashes), b"")
+            tape.busy, tape.seen, tape.used = True, next(reversed(hashes), b""), next(self._calls)
             self._forget()
         try:
             yield f"{name}-{best}" if best else name
@@ -118,15 +122,27 @@ class Tapes:
                 del self._known[name]
 
 
+def _best(tapes: list[_Tape], hashes: dict[bytes, int]) -> int:
+    """Index of the tape for a conversation whose beginnings have these hashes; one is added where none is fit."""
+    free = [number for number, tape in enumerate(tapes) if not tape.busy]
+    continued = [number for number in free if tapes[number].seen in hashes]
+    if continued:
+        return max(continued, key=lambda number: (hashes[tapes[number].seen], -number))
+    if free and len(tapes) >= ALIKE:
+        return min(free, key=lambda number: tapes[number].used)
+    tapes.append(_Tape())
+    return len(tapes) - 1
+
+
 def _content(ref: ModelRef, messages: Sequence[Message], key: str) -> tuple[str, dict[bytes, int]]:
     """The name of the beginning, and for the hash of each start of the conversation how long that is."""
     # Not the digest: a model is the same before and after it was listed.
     running = hashlib.blake2b(msgspec.msgpack.encode((ref.type, ref.name, ref.path, key)), digest_size=16)
     name = ""
     hashes: dict[bytes, int] = {}
-    for count, message in enumerate(messages, 1):
+    for length, message in enumerate(messages, 1):
         running.update(msgspec.msgpack.encode(message))
-        hashes[running.digest()] = count
+        hashes[running.digest()] = length
         if message.role == "user" and not name:
             name = running.hexdigest()
     return name or running.hexdigest(), hashes

@@ -23,7 +23,9 @@ HEADER_SECONDS: Final = 10.0
 KEEP_ALIVE_SECONDS: Final = 30
 """A connection is kept open for so long after an answer."""
 WRITE_SECONDS: Final = 60.0
-"""Who takes less than the transport's 48 KiB in this time is gone: its answer is cancelled."""
+"""Who takes less than three quarters of :data:`WRITE_BUFFER` in this time is gone: its answer is cancelled."""
+WRITE_BUFFER: Final = 16 * 1024
+"""Bytes that wait for a client before its answer does; the kernel holds some more. Some 70 chunks."""
 MAX_HEADER: Final = 32 * 1024
 """Bytes of a request's header."""
 MAX_CONNECTIONS: Final = 1024
@@ -56,6 +58,7 @@ class BoundedProtocol(H11Protocol):
         if len(self.connections) > MAX_CONNECTIONS:
             transport.abort()
             return
+        transport.set_write_buffer_limits(high=WRITE_BUFFER)
         self._await_header()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -103,9 +103,7 @@ async def test_names_of_loopback_are_ours(site: Site, host: str) -> None:
     assert status(await site.raw(head(site, "/health", host=f"{host}:{site.port}"))) == 200
 
 
-@pytest.mark.parametrize(
-    "origin", ["https://evil.example", "null", "http://127.0.0.1", "http://localhost:1", "file://"]
-)
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1", "http://localhost:1", "data:"])
 async def test_a_foreign_origin(web: httpx2.AsyncClient, origin: str) -> None:
     for answer in (
         await web.post("/v1/chat/completions", json=CHAT, headers={"origin": origin}),

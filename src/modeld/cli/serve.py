@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from modeld.node.record import OwnerRecord
 
 
-_DEFAULT_HTTP: Final = "127.0.0.1:11535"
+DEFAULT_HTTP: Final = "127.0.0.1:11535"
 
 
 def serve(
@@ -71,7 +71,7 @@ def serve(
     """
     with usage():
         address, idle_seconds = parse_address(listen), parse_duration(idle_ttl)
-        http_address = parse_address(http or _DEFAULT_HTTP)
+        http_address = parse_address(http or DEFAULT_HTTP)
         ram_bytes, disk_bytes = parse_size(ram), parse_size(disk)
         _check_budgets(ram_bytes, disk_bytes)
     import asyncio

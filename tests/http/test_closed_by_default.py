@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from modeld.http import bodies, protocol
+from modeld.http import bodies, guard, protocol
 
 from .conftest import Site
 
@@ -364,3 +364,35 @@ async def test_health_tells_strangers_nothing(site: Site) -> None:
         answer = await stranger.get("/health")
         assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
         assert "server" not in answer.headers
+
+
+async def test_more_requests_than_are_answered_at_a_time(
+    site: Site, web: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "MAX_REQUESTS", 1)
+    body = CHAT | {"model": "fake:delay=0.005", "messages": [{"role": "user", "content": "!count 900"}]}
+    slow = asyncio.ensure_future(web.post("/v1/chat/completions", json=body))
+    async with asyncio.timeout(5):
+        while not (await site.node.status()).active:
+            await asyncio.sleep(0.005)
+    answer = await web.get("/v1/models")
+    assert refusal(answer) == (429, "rate_limit_exceeded")
+    assert answer.headers["retry-after"] == "1"
+    slow.cancel()
+    await asyncio.gather(slow, return_exceptions=True)
+    await site.until_idle()
+    assert (await web.get("/v1/models")).status_code == 200
+
+
+async def test_more_connections_than_are_held(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 3)
+    opened = [await asyncio.open_connection("127.0.0.1", site.port) for _ in range(6)]
+    try:
+        await asyncio.sleep(0.1)
+        closed = [reader for reader, _ in opened if reader.at_eof() or reader.exception() is not None]
+        assert len(closed) >= 3
+    finally:
+        for _, writer in opened:
+            writer.close()
+    await asyncio.sleep(0.05)
+    assert status(await site.raw(head(site, "/health", more="connection: close\r\n"))) == 200

@@ -172,7 +172,8 @@ async def test_thinking_is_reasoning_content(sdk: openai.AsyncOpenAI) -> None:
 
 
 async def test_every_role_and_form_of_content(sdk: openai.AsyncOpenAI) -> None:
-    text = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    marked = {"type": "text", "text": "two", "cache_control": {"type": "ephemeral"}}
+    text = [{"type": "text", "text": "one ", "prompt_cache_breakpoint": {"mode": "explicit"}}, marked]
     messages: list[Any] = [
         {"role": "developer", "content": text},
         {"role": "system", "content": "s"},

@@ -107,3 +107,22 @@ async def test_what_is_no_name_is_refused(
     answer = await web.post("/v1/chat/completions", json=asked, headers=headers)
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "invalid_request"
+
+
+async def test_who_hears_the_end_of_a_stream_finds_the_session_warm(fresh: Site) -> None:
+    """Here the next turn is asked for as soon as the finish reason is read, before the stream is closed."""
+    messages: list[Any] = [{"role": "user", "content": "start " * 10}]
+    async with fresh.sdk() as sdk:
+        for turn in range(10):
+            stream = await sdk.chat.completions.create(model="fake", messages=messages, stream=True, temperature=0)
+            said = ""
+            async for chunk in stream:
+                said += chunk.choices[0].delta.content or ""
+                if chunk.choices[0].finish_reason:
+                    receipt = (chunk.model_extra or {})["modeld"]["receipt"]
+                    assert receipt["stop"] is None
+                    assert turn == 0 or receipt["prefilled"] < 40
+                    break
+            messages += [{"role": "assistant", "content": said}, {"role": "user", "content": f"turn {turn}"}]
+            await stream.close()
+    assert len(await names(fresh)) == 1

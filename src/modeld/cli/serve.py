@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
+from msgspec import structs
 
 from modeld.cli.errors import usage
 from modeld.cli.options import DataRootOption, parse_address, parse_duration, parse_size, root_of
@@ -15,6 +16,7 @@ from modeld.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from modeld.node.record import OwnerRecord
+    from modeld.transport.host import Door, HostConfig
 
 
 DEFAULT_HTTP: Final = "127.0.0.1:11535"
@@ -71,13 +73,12 @@ def serve(
     """
     with usage():
         address, idle_seconds = parse_address(listen), parse_duration(idle_ttl)
-        http_address = parse_address(http or DEFAULT_HTTP)
+        parse_address(http or DEFAULT_HTTP)
         ram_bytes, disk_bytes = parse_size(ram), parse_size(disk)
         _check_budgets(ram_bytes, disk_bytes)
     import asyncio
     import logging
 
-    from modeld.http.door import HttpConfig, HttpDoor
     from modeld.node.node import NodeConfig
     from modeld.transport import host
 
@@ -96,23 +97,21 @@ def serve(
         data_root=root, idle_ttl=idle_seconds, threads=threads, ram=ram_bytes, disk=disk_bytes, allow_fake=allow_fake
     )
     config = host.HostConfig(node=node, listen=address, tls=tls, tls_cert=tls_cert, tls_key=tls_key)
-    door = None
-    if http_address is not None:
-        # TLS was asked for by name, or the address decides; a default that is on loopback needs none.
-        door = HttpDoor(
-            HttpConfig(
-                data_root=root,
-                host=http_address[0],
-                port=http_address[1],
-                required=bool(http),
-                tls=tls if http else None,
-                tls_cert=tls_cert if http else None,
-                tls_key=tls_key if http else None,
-                origins=tuple(http_origin or ()),
-            )
-        )
-    asyncio.run(host.serve(config, ready, door))
+    asyncio.run(host.serve(config, ready, _door(http, config, tuple(http_origin or ()))))
     return 0
+
+
+def _door(http: str, config: HostConfig, origins: tuple[str, ...]) -> Door | None:
+    """The way in over HTTP. The default one is on loopback, whatever TLS was asked for elsewhere."""
+    from modeld.http.door import HttpConfig, HttpDoor
+
+    address = parse_address(http or DEFAULT_HTTP)
+    if address is None:
+        return None
+    door = HttpConfig(data_root=config.node.data_root, host=address[0], port=address[1], origins=origins)
+    if http:
+        door = structs.replace(door, required=True, tls=config.tls, tls_cert=config.tls_cert, tls_key=config.tls_key)
+    return HttpDoor(door)
 
 
 def _check_budgets(ram: int | None, disk: int | None) -> None:

@@ -48,29 +48,29 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        exchange = _Exchange(scope, send, self._request_id(scope))
+        answer = _Answer(scope, send, self._request_id(scope))
         self._running += 1
         try:
-            self._admit(scope, exchange)
+            self._admit(scope, answer)
             if scope["method"] == "OPTIONS":
-                await exchange.allow_page()
+                await answer.allow_page()
             else:
-                await self._app(scope, receive, exchange.send)
+                await self._app(scope, receive, answer.send)
         except ClientGone:
             pass
         except asyncio.CancelledError:
             # The server stops. The task ends here, so nobody waits for the cancellation.
-            await exchange.fail(Failure(503, "unavailable", "the node stops", headers=(("retry-after", "1"),)))
+            await answer.fail(Failure(503, "unavailable", "the node stops", headers=(("retry-after", "1"),)))
         except Refusal as error:
-            await exchange.fail(failure_of(error))
+            await answer.fail(failure_of(error))
         except Exception as error:
-            known = error if isinstance(error, ModeldError) else public_error(error, exchange.route)
-            await exchange.fail(failure_of(known))
+            known = error if isinstance(error, ModeldError) else public_error(error, answer.route)
+            await answer.fail(failure_of(known))
         finally:
             self._running -= 1
-            exchange.tell()
+            answer.tell()
 
-    def _admit(self, scope: Scope, exchange: _Exchange) -> None:
+    def _admit(self, scope: Scope, answer: _Answer) -> None:
         """:raises Refusal: it may not come in."""
         headers, gate = scope["headers"], self._gate
         # What comes in one piece passes the bound of the parser.
@@ -82,11 +82,11 @@ class Guard:
             # Two lengths: whoever stands between may believe the other one.
             text = "a body has one length: content-length or transfer-encoding"
             raise Refusal(400, "invalid_http", text, headers=(("connection", "close"),))
-        exchange.allowed = gate.check_origin(headers)
+        answer.allowed = gate.check_origin(headers)
         check_url(scope["query_string"])
         if scope["method"] == "OPTIONS":
             # What a browser asks before a page's call: it has no token yet.
-            if not exchange.allowed:
+            if not answer.allowed:
                 raise Refusal(403, "forbidden_origin", "no page of another origin may call the node")
             return
         if scope["path"] not in PUBLIC:
@@ -106,7 +106,7 @@ class Guard:
         return found
 
 
-class _Exchange:
+class _Answer:
     """One request and what was answered."""
 
     def __init__(self, scope: Scope, send: Send, request_id: str) -> None:

@@ -41,9 +41,17 @@ class _CacheMark(_Strict, frozen=True):
     ttl: Literal["30m", "12h"] | None = None
 
 
+class _Ephemeral(_Strict, frozen=True):
+    """The same as Anthropic writes it, which many programs send to everybody."""
+
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
+
+
 class _Text(_Strict, tag_field="type", tag="text", frozen=True):
     text: str
     prompt_cache_breakpoint: _CacheMark | None = None
+    cache_control: _Ephemeral | None = None
 
 
 class _Refused(_Strict, tag_field="type", tag="refusal", frozen=True):
@@ -58,6 +66,7 @@ class _ImageUrl(_Strict, frozen=True):
 class _Image(_Strict, tag_field="type", tag="image_url", frozen=True):
     image_url: _ImageUrl
     prompt_cache_breakpoint: _CacheMark | None = None
+    cache_control: _Ephemeral | None = None
 
 
 class _CalledFunction(_Strict, frozen=True):
@@ -117,6 +126,7 @@ class _Function(_Strict, frozen=True):
 class _Tool(_Strict, frozen=True):
     function: _Function
     type: Literal["function"]
+    cache_control: _Ephemeral | None = None
 
 
 class _Named(_Strict, frozen=True):

@@ -28,8 +28,8 @@ WRITE_BUFFER: Final = 16 * 1024
 """Bytes that wait for a client before its answer does; the kernel holds some more. Some 70 chunks."""
 MAX_HEADER: Final = 32 * 1024
 """Bytes of a request's header."""
-MAX_CONNECTIONS: Final = 1024
-"""Further ones are closed at once. Most belong to strangers: a token is shown only later."""
+MAX_CONNECTIONS: Final = 512
+"""Further ones are closed at once: strangers too can connect, and a process has 1,024 descriptors on many systems."""
 
 log = logging.getLogger(__name__)
 

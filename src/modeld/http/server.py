@@ -16,6 +16,7 @@ from modeld.errors import InvalidRequestError
 from modeld.http.protocol import KEEP_ALIVE_SECONDS, MAX_HEADER, BoundedProtocol
 
 _TLS_SECONDS = 10.0
+_LAST_SECONDS = 0.5
 _BACKLOG = 128
 _SEND_BUFFER = 128 * 1024
 
@@ -93,8 +94,17 @@ class HttpServer:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        await self._let_go()
+
+    async def _let_go(self) -> None:
+        """Let last answers leave, for half a second; then end what is still open."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_SECONDS):
+                while self._state.connections:
+                    await asyncio.sleep(0.01)
         for connection in list(self._state.connections):
-            connection.transport.close()
+            connection.transport.abort()
+        await asyncio.sleep(0)  # each is told that it is lost, and closes its socket
 
     def _protocol(self) -> BoundedProtocol:
         return BoundedProtocol(self._config, self._state, {})

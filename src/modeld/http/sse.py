@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Final, Protocol, Self
 
-from modeld.errors import ModeldError
+from modeld.errors import CancelledError, ModeldError
 from modeld.http.errors import Refusal, error_body, failure_of
 from modeld.http.exchange import Exchange
 from modeld.transport.errors import public_error
@@ -58,11 +58,16 @@ class Feed:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def next(self, seconds: float) -> list[StreamPart | Exception | None]:
-        """All that is ready, at least one; nothing when none came in this time. ``None``: the answer is complete."""
+        """All that is ready, at least one; nothing when none came in this time. ``None``: the answer is complete.
+
+        An answer that somebody else has cancelled fails.
+        """
         try:
             async with asyncio.timeout(seconds):
                 found = [await self._ready.get()]
         except TimeoutError:
+            if self._task.done() and self._ready.empty():
+                return [CancelledError("the answer was cancelled inside the node")]
             return []
         while not self._ready.empty():
             found.append(self._ready.get_nowait())

@@ -117,7 +117,7 @@ async def hosted(
     finally:
         try:
             grace = LOST_GRACE if lease.lost else DRAIN_SECONDS
-            await asyncio.gather(server.stop(grace), *(way.close(grace) for way in (door,) if way is not None))
+            await asyncio.gather(server.stop(grace), *([] if door is None else [door.close(grace)]))
             await node.aclose()
             await publisher.aclose()
             await asyncio.to_thread(lease.release)

@@ -1,9 +1,15 @@
 """Fixtures that every room shares."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 from blockbuster import blockbuster_ctx
+
+
+def pytest_configure() -> None:
+    """Nodes that tests start do not take the one default port; those of `tests/http` name theirs."""
+    os.environ["MODELD_HTTP"] = "off"
 
 
 @pytest.fixture(scope="session")

@@ -26,3 +26,9 @@ def test_the_measurement_sees_a_heavy_module() -> None:
 
 def test_the_values_load_nothing_heavy() -> None:
     assert not loaded_by("import modeld.types, modeld.errors, modeld.session") & HEAVY
+
+
+def test_http_is_loaded_by_nodes_that_serve_it_only() -> None:
+    web = {"starlette", "uvicorn", "h11"}
+    assert not loaded_by("import modeld.cli.serve, modeld.http.door, modeld.transport.host") & web
+    assert web <= loaded_by("import modeld.http.server, modeld.http.routes")

@@ -8,11 +8,12 @@ import pytest
 
 from modeld import BackendSpec, ContextOverflowError, DecodeOptions, Message, ModelRef, ResponseFormat, SessionConfig
 from modeld.providers.llama import LlamaWire
-from modeld.providers.node_wire import NODE_RULES, REMEMBERED, SESSION_TTL, WORKSPACE, Tapes
+from modeld.providers.node_wire import NODE_RULES, WORKSPACE
 from modeld.repository import CatalogOptions, RetryPolicy
 from modeld.repository.client import WireClient
 from modeld.repository.values import ObservedModel
 from modeld.session import ModelService
+from modeld.session.conversations import REMEMBERED, SESSION_TTL, Tapes
 
 pytestmark = pytest.mark.anyio
 

@@ -157,6 +157,7 @@ def _status_facts(node: NodeStatus) -> list[tuple[str, str]]:
         ("owner", f"epoch {node.epoch}, instance {node.instance_id}"),
         ("data root", node.data_root),
         ("endpoints", ", ".join(node.endpoints)),
+        ("HTTP", node.http),
         ("slot", f"{node.state}, generation {node.generation}"),
         ("model", f"{node.model}{adapted(node.adapters)}: {node.context:,} tokens of context" if node.model else ""),
         ("KV", f"{node.kv_type}, {_ledger(node)}" if node.model else ""),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
+from msgspec import structs
 
 from modeld.cli.errors import usage
 from modeld.cli.options import DataRootOption, parse_address, parse_duration, parse_size, root_of
@@ -15,6 +16,10 @@ from modeld.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from modeld.node.record import OwnerRecord
+    from modeld.transport.host import Door, HostConfig
+
+
+DEFAULT_HTTP: Final = "127.0.0.1:11535"
 
 
 def serve(
@@ -22,11 +27,24 @@ def serve(
     listen: Annotated[
         str, typer.Option(metavar="HOST:PORT|off", help="Serve gRPC over TCP too, to callers with the token.")
     ] = "off",
+    http: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT|off",
+            envvar="MODELD_HTTP",
+            help="Serve HTTP here, to callers with the token. Default: 127.0.0.1:11535, or none where that is taken.",
+            show_default=False,
+        ),
+    ] = "",
+    http_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Let pages of this origin call over HTTP, such as https://chat.example."),
+    ] = None,
     tls: Annotated[
         bool | None,
         typer.Option(
             "--tls/--no-tls",
-            help="TLS for TCP, with a self-made certificate. Default: beyond loopback, where nothing else is allowed.",
+            help="TLS for TCP and HTTP, with a self-made certificate. Default: beyond loopback, where it must be.",
             show_default=False,
         ),
     ] = None,
@@ -55,6 +73,7 @@ def serve(
     """
     with usage():
         address, idle_seconds = parse_address(listen), parse_duration(idle_ttl)
+        parse_address(http or DEFAULT_HTTP)
         ram_bytes, disk_bytes = parse_size(ram), parse_size(disk)
         _check_budgets(ram_bytes, disk_bytes)
     import asyncio
@@ -78,8 +97,21 @@ def serve(
         data_root=root, idle_ttl=idle_seconds, threads=threads, ram=ram_bytes, disk=disk_bytes, allow_fake=allow_fake
     )
     config = host.HostConfig(node=node, listen=address, tls=tls, tls_cert=tls_cert, tls_key=tls_key)
-    asyncio.run(host.serve(config, ready))
+    asyncio.run(host.serve(config, ready, _door(http, config, tuple(http_origin or ()))))
     return 0
+
+
+def _door(http: str, config: HostConfig, origins: tuple[str, ...]) -> Door | None:
+    """The way in over HTTP. The default one is on loopback, whatever TLS was asked for elsewhere."""
+    from modeld.http.door import HttpConfig, HttpDoor
+
+    address = parse_address(http or DEFAULT_HTTP)
+    if address is None:
+        return None
+    door = HttpConfig(data_root=config.node.data_root, host=address[0], port=address[1], origins=origins)
+    if http:
+        door = structs.replace(door, required=True, tls=config.tls, tls_cert=config.tls_cert, tls_key=config.tls_key)
+    return HttpDoor(door)
 
 
 def _check_budgets(ram: int | None, disk: int | None) -> None:

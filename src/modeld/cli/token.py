@@ -19,7 +19,7 @@ def token(
     data_root: DataRootOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Say where the token lies that callers over TCP need.
+    """Say where the token lies that callers over TCP and HTTP need.
 
     To change it remove the file and start the node again: who has the old one is then refused.
     """

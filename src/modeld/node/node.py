@@ -108,6 +108,7 @@ class Node:
     ) -> None:
         self.config = config
         self.endpoints: tuple[str, ...] = ()
+        self.http = ""
         self.store = ModelStore(config.data_root, allow_fake=config.allow_fake)
         self.snapshot_store = SnapshotStore(config.data_root)
         self._instance_id = instance_id
@@ -279,6 +280,7 @@ class Node:
             version=__version__,
             data_root=str(self.config.data_root),
             endpoints=self.endpoints,
+            http=self.http,
             state=slot.state,
             generation=slot.generation,
             uptime=time.monotonic() - self._started,

@@ -29,9 +29,10 @@ from modeld.errors import (
     ModelNotFoundError,
     NodeError,
 )
-from modeld.providers.node_wire import NodeWire, Tapes, listed
+from modeld.providers.node_wire import NodeWire, listed
 from modeld.repository.provider import WireCatalog
 from modeld.repository.values import BackendSpec, CapabilityConfig, ObservedModel
+from modeld.session.conversations import Tapes
 from modeld.session.values import InstalledModel, ModelRef
 
 if TYPE_CHECKING:

@@ -24,12 +24,13 @@ from modeld.errors import (
     NotOwnerError,
     StaleEpochError,
 )
-from modeld.providers.node_wire import NodeWire, Tapes
+from modeld.providers.node_wire import NodeWire
 from modeld.remote import check_remote, connect_remote
 from modeld.repository.connections import Connections
 from modeld.repository.provider import WireCatalog
 from modeld.repository.values import BackendSpec, EmbedResult, ObservedModel
 from modeld.repository.wire import Call
+from modeld.session.conversations import Tapes
 from modeld.session.values import ModelRef
 from modeld.types import StreamPart
 

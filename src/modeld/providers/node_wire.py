@@ -1,40 +1,33 @@
 """What ``llama``, ``openvino`` and ``modeld`` share: a wire whose other end is a :class:`modeld.session.ModelService`.
 
 Callers of a repository send whole conversations and hold no session. A session is chosen for them by content, so that
-the next turn of a conversation finds the tape of the one before: see :class:`Tapes`.
+the next turn of a conversation finds the tape of the one before: see :class:`modeld.session.conversations.Tapes`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import threading
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-from msgspec import Struct, structs
+from msgspec import structs
 
 from modeld.errors import BackendError, BackendMismatchError, ModeldError, ModelError, NodeError
 from modeld.providers.facts import observe
 from modeld.repository.options import make_rules, mapped, native, refused
 from modeld.repository.values import CapabilityConfig, EmbedResult, Evidence, ObservedModel
 from modeld.repository.wire import Call, Wire
+from modeld.session.conversations import SESSION_TTL, Tapes, one_turn
 from modeld.session.values import InstalledModel, ModelDescription, ModelRef, SessionConfig
-from modeld.thinking import parse_think
-from modeld.types import ChatConfig, DecodeOptions, Message, StreamPart, Tool
+from modeld.types import Message, StreamPart
 
 if TYPE_CHECKING:
     from modeld.session.contract import ModelService
 
 WORKSPACE: Final = "repository"
 """Of all sessions that were chosen by content."""
-SESSION_TTL: Final = 3600.0
-"""Seconds after its last turn when a node forgets a conversation: nobody else ever closes it."""
-REMEMBERED: Final = 1024
-"""Beginnings of conversations kept; one is some 200 bytes."""
 
 NODE_RULES: Final = make_rules(
     temperature=native("options.temperature"),
@@ -62,7 +55,6 @@ NODE_RULES: Final = make_rules(
     truncate=native("truncate"),
     images=refused("the node's engines take no images yet"),
 )
-_SAMPLING: Final = tuple(name for name in DecodeOptions.__struct_fields__ if name in ChatConfig.__struct_fields__)
 
 
 class NodeWire(Wire):
@@ -94,22 +86,12 @@ class NodeWire(Wire):
 
     async def stream(self, call: Call) -> AsyncGenerator[StreamPart, None]:
         """One turn. Closing the generator cancels it on the node."""
-        options, tools = decode_options(call.config), _tools(call)
         messages = tuple(map(_sent, call.messages))
         ref = await self.ref(call.model)
         with self.tapes.take(ref, messages) as name:
             async with self.service() as service:
-                config = SessionConfig(workspace=WORKSPACE, name=name, ttl=SESSION_TTL)
-                session = await service.open_session(ref, config)
-                asked = session.turn(
-                    messages,
-                    tools=tools,
-                    think=parse_think(call.config.think),
-                    options=options,
-                    shift=call.config.shift,
-                    truncate=call.config.truncate,
-                )
-                async with asked as parts:
+                session = SessionConfig(workspace=WORKSPACE, name=name, ttl=SESSION_TTL)
+                async with one_turn(service, ref, session, messages, call.config) as parts:
                     async for part in parts:
                         yield part
 
@@ -146,21 +128,6 @@ class NodeWire(Wire):
         where = f"{self.type} ({model})" if model else self.type
         details = {"status": 0, "vendor_code": "", "request_id": "", "backend": self.type, "model": model}
         return BackendError(f"{where}: {type(error).__name__}: {error}", **details)
-
-
-def decode_options(config: ChatConfig) -> DecodeOptions:
-    """The sampling options of ``config``; what is not set is the engine's default.
-
-    :raises InvalidRequestError: a value is beyond what the engines take, such as a seed above 2**32 - 2.
-    """
-    values = {name: getattr(config, name) for name in _SAMPLING}
-    if config.tool_choice == "none":
-        values["tool_choice"] = None
-    return DecodeOptions(**{name: value for name, value in values.items() if value is not None})
-
-
-def _tools(call: Call) -> tuple[Tool, ...]:
-    return () if call.config.tool_choice == "none" else call.config.tools
 
 
 def _sent(message: Message) -> Message:
@@ -225,65 +192,3 @@ def _meta(description: ModelDescription) -> dict[str, str]:
         "does_not_fit": "" if description.plan.fits else description.plan.reason,
     }
     return {name: value for name, value in values.items() if value}
-
-
-class _Tape(Struct):
-    busy: bool = False
-    seen: bytes = b""
-    """Hash of the conversation of its last call."""
-
-
-class Tapes:
-    """Names of sessions by content: the model, and the messages up to the first of the user.
-
-    Of calls with the same beginning, one that comes while another runs gets a session of its own. It does not wait:
-    whoever reads the first stream may be the one who asks again. Which of several tapes a later call gets is decided
-    by the longest conversation that it continues. Other processes choose the same names: on one node their calls with
-    the same beginning wait for each other, and find each other's tapes.
-
-    A wrong choice costs tokens that are computed again, and never changes an answer.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._known: dict[str, list[_Tape]] = {}
-
-    @contextmanager
-    def take(self, ref: ModelRef, messages: Sequence[Message]) -> Iterator[str]:
-        """The name of the session that answers ``messages``, which nobody else here is given meanwhile."""
-        name, hashes = _content(ref, messages)
-        with self._lock:
-            tapes = self._known[name] = self._known.pop(name, [])  # the last used is the last of all
-            free = [number for number, tape in enumerate(tapes) if not tape.busy]
-            if not free:
-                free = [len(tapes)]
-                tapes.append(_Tape())
-            best = max(free, key=lambda number: (hashes.get(tapes[number].seen, 0), -number))
-            tape = tapes[best]
-            tape.busy, tape.seen = True, next(reversed(hashes), b"")
-            self._forget()
-        try:
-            yield f"{name}-{best}" if best else name
-        finally:
-            with self._lock:
-                tape.busy = False
-
-    def _forget(self) -> None:
-        """The oldest beginnings of which nothing runs."""
-        for name in list(self._known)[: max(0, len(self._known) - REMEMBERED)]:
-            if not any(tape.busy for tape in self._known[name]):
-                del self._known[name]
-
-
-def _content(ref: ModelRef, messages: Sequence[Message]) -> tuple[str, dict[bytes, int]]:
-    """The name of the beginning, and for the hash of each start of the conversation how long that is."""
-    # Not the digest: a model is the same before and after it was listed.
-    running = hashlib.blake2b(msgspec.msgpack.encode((ref.type, ref.name, ref.path)), digest_size=16)
-    name = ""
-    hashes: dict[bytes, int] = {}
-    for count, message in enumerate(messages, 1):
-        running.update(msgspec.msgpack.encode(message))
-        hashes[running.digest()] = count
-        if message.role == "user" and not name:
-            name = running.hexdigest()
-    return name or running.hexdigest(), hashes

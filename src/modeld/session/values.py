@@ -281,6 +281,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     :param kv_type: of the resident model's KV cells, ``""`` without one.
     :param clients: those that called over a wire within the last minute. :param sides: engines beside ``engine``.
     :param adapters: that are active on the resident model.
+    :param http: where HTTP is served, or ``off`` and why; empty: the node's program has none.
     """
 
     instance_id: str
@@ -307,6 +308,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     sides: tuple[SideStatus, ...] = ()
     kv_type: str = ""
     adapters: tuple[Adapter, ...] = ()
+    http: str = ""
 
 
 class SessionInfo(Struct, frozen=True, kw_only=True):

@@ -11,12 +11,13 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Protocol
 
 from msgspec import Struct
 
 from modeld._version import __version__
 from modeld.errors import LeaseLostError, ModeldError
-from modeld.node.gateway import Gateway
+from modeld.node.gateway import Gateway, RepositoryService
 from modeld.node.node import Node, NodeConfig
 from modeld.node.owner import OwnerLease, keep
 from modeld.node.record import OwnerRecord, socket_path
@@ -53,8 +54,30 @@ class HostConfig(Struct, frozen=True, kw_only=True):
     lease_ttl: float = 10.0
 
 
+class Door(Protocol):
+    """A way in beside gRPC, from a room above this one."""
+
+    @property
+    def state(self) -> str:
+        """The endpoint, or why there is none."""
+        ...
+
+    async def open(self, service: ModelService, gateway: RepositoryService) -> str:
+        """Listen, and return the endpoint; ``""``: there is none, and the node does without.
+
+        :raises ModeldError: the node must not start without it.
+        """
+        ...
+
+    async def close(self, grace: float) -> None:
+        """Refuse new calls, give running ones ``grace`` seconds, end the rest. Also when it was never opened."""
+        ...
+
+
 @contextlib.asynccontextmanager
-async def hosted(config: HostConfig, stop: Callable[[], None]) -> AsyncIterator[tuple[Node, OwnerRecord, OwnerLease]]:
+async def hosted(
+    config: HostConfig, stop: Callable[[], None], door: Door | None = None
+) -> AsyncIterator[tuple[Node, OwnerRecord, OwnerLease]]:
     """Own the data root and serve it while the body runs.
 
     :param stop: called when a client asked the node to shut down.
@@ -86,10 +109,15 @@ async def hosted(config: HostConfig, stop: Callable[[], None]) -> AsyncIterator[
         node.endpoints = await server.start(
             socket_path(config.node.data_root), await asyncio.to_thread(_listener, config)
         )
+        if door is not None:
+            endpoint = await door.open(node, gateway)
+            node.endpoints += (endpoint,) if endpoint else ()
+            node.http = door.state
         yield node, await asyncio.to_thread(lease.publish, endpoints=node.endpoints), lease
     finally:
         try:
-            await server.stop(LOST_GRACE if lease.lost else DRAIN_SECONDS)
+            grace = LOST_GRACE if lease.lost else DRAIN_SECONDS
+            await asyncio.gather(server.stop(grace), *([] if door is None else [door.close(grace)]))
             await node.aclose()
             await publisher.aclose()
             await asyncio.to_thread(lease.release)
@@ -98,7 +126,7 @@ async def hosted(config: HostConfig, stop: Callable[[], None]) -> AsyncIterator[
             await gateway.aclose()
 
 
-async def serve(config: HostConfig, ready: Callable[[OwnerRecord], None]) -> None:
+async def serve(config: HostConfig, ready: Callable[[OwnerRecord], None], door: Door | None = None) -> None:
     """Serve until SIGTERM, SIGINT, a client's shutdown, or the loss of the lease.
 
     Running calls then have :data:`DRAIN_SECONDS`, new ones are refused. A second signal ends the process at once: the
@@ -116,7 +144,7 @@ async def serve(config: HostConfig, ready: Callable[[OwnerRecord], None]) -> Non
     _stop_on_signal(stopping)
     tasks: list[asyncio.Task[object]] = []
     try:
-        async with hosted(config, stopping.set) as (node, record, lease):
+        async with hosted(config, stopping.set, door) as (node, record, lease):
 
             def lost(error: LeaseLostError) -> None:
                 node.refuse(error)

@@ -1151,7 +1151,7 @@ class EngineStatus(_message.Message):
     def __init__(self, pid: _Optional[int] = ..., backend: _Optional[str] = ..., build: _Optional[str] = ..., rss: _Optional[int] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("instance_id", "epoch", "pid", "version", "data_root", "endpoints", "state", "generation", "uptime", "idle_ttl", "rss", "model", "digest", "context", "ledger", "engine", "sessions", "active", "idle_seconds", "last_error", "clients", "sides", "kv_type", "adapters")
+    __slots__ = ("instance_id", "epoch", "pid", "version", "data_root", "endpoints", "state", "generation", "uptime", "idle_ttl", "rss", "model", "digest", "context", "ledger", "engine", "sessions", "active", "idle_seconds", "last_error", "clients", "sides", "kv_type", "adapters", "http")
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -1176,6 +1176,7 @@ class NodeStatus(_message.Message):
     SIDES_FIELD_NUMBER: _ClassVar[int]
     KV_TYPE_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    HTTP_FIELD_NUMBER: _ClassVar[int]
     instance_id: str
     epoch: int
     pid: int
@@ -1200,7 +1201,8 @@ class NodeStatus(_message.Message):
     sides: _containers.RepeatedCompositeFieldContainer[SideStatus]
     kv_type: str
     adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
-    def __init__(self, instance_id: _Optional[str] = ..., epoch: _Optional[int] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., data_root: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., generation: _Optional[int] = ..., uptime: _Optional[float] = ..., idle_ttl: _Optional[float] = ..., rss: _Optional[int] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., context: _Optional[int] = ..., ledger: _Optional[_Union[Ledger, _Mapping]] = ..., engine: _Optional[_Union[EngineStatus, _Mapping]] = ..., sessions: _Optional[int] = ..., active: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., last_error: _Optional[str] = ..., clients: _Optional[_Iterable[_Union[ClientInfo, _Mapping]]] = ..., sides: _Optional[_Iterable[_Union[SideStatus, _Mapping]]] = ..., kv_type: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ...) -> None: ...
+    http: str
+    def __init__(self, instance_id: _Optional[str] = ..., epoch: _Optional[int] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., data_root: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., generation: _Optional[int] = ..., uptime: _Optional[float] = ..., idle_ttl: _Optional[float] = ..., rss: _Optional[int] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., context: _Optional[int] = ..., ledger: _Optional[_Union[Ledger, _Mapping]] = ..., engine: _Optional[_Union[EngineStatus, _Mapping]] = ..., sessions: _Optional[int] = ..., active: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., last_error: _Optional[str] = ..., clients: _Optional[_Iterable[_Union[ClientInfo, _Mapping]]] = ..., sides: _Optional[_Iterable[_Union[SideStatus, _Mapping]]] = ..., kv_type: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ..., http: _Optional[str] = ...) -> None: ...
 
 class Ledger(_message.Message):
     __slots__ = ("cells", "cells_used", "hot", "hot_budget", "ram", "ram_budget", "disk", "disk_budget")

@@ -1,0 +1,123 @@
+"""Who may come in: the token, the Host and the Origin of a request. Everything is refused that is not allowed here.
+
+The token is the node's, as over TCP (:mod:`modeld.transport.security`). It is taken from headers only: addresses land
+in logs and histories. A page in a browser has neither the token nor an allowed origin; a name that was bound anew to
+this machine's address (DNS rebinding) is no allowed host.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+from typing import Final
+from urllib.parse import parse_qsl
+
+from msgspec import Struct
+
+from modeld.errors import NodeError
+from modeld.http.errors import Refusal
+from modeld.transport.security import check_authorization, is_loopback
+
+Raw = Sequence[tuple[bytes, bytes]]
+"""Headers as they came, their names in small letters."""
+
+_SECRET_NAMES: Final = frozenset({"token", "access_token", "api_key", "api-key", "apikey", "key", "x-api-key", "auth"})
+
+
+class Gate(Struct, frozen=True):
+    """What is let in.
+
+    :param hosts: values of ``Host``. :param addresses: any address in place of a name is one too: nothing can rebind
+        an address. :param origins: of pages that may call, beside the node's own. Not in ``repr``: the token.
+    """
+
+    token: str
+    hosts: frozenset[str]
+    addresses: bool
+    own_origins: frozenset[str]
+    origins: frozenset[str]
+    port: int
+
+    def __repr__(self) -> str:
+        return f"Gate(hosts={sorted(self.hosts)!r}, origins={sorted(self.origins)!r})"
+
+    def check_host(self, headers: Raw) -> None:
+        """:raises Refusal: the request is meant for somebody else, or for nobody."""
+        values = values_of(headers, b"host")
+        if len(values) == 1:
+            host = values[0].decode("latin-1").lower()
+            if host in self.hosts or (self.addresses and _is_address(host, self.port)):
+                return
+        raise Refusal(403, "forbidden_host", "this node does not answer to that Host; use the address it prints")
+
+    def check_origin(self, headers: Raw) -> str:
+        """The origin that the answer allows to read it, ``""`` for none.
+
+        :raises Refusal: a page of somebody else's asks.
+        """
+        values = values_of(headers, b"origin")
+        if not values:
+            return ""
+        origin = values[0].decode("latin-1").lower()
+        if len(values) == 1 and origin in self.own_origins:
+            return ""
+        if len(values) == 1 and origin in self.origins:
+            return origin
+        raise Refusal(403, "forbidden_origin", "pages of this origin may not call the node")
+
+    def check_token(self, headers: Raw) -> None:
+        """As ``authorization: Bearer`` or, as Anthropic's clients send it, ``x-api-key``.
+
+        :raises Refusal: it is missing or another one.
+        """
+        given: list[bytes] = values_of(headers, b"authorization")
+        given += [b"Bearer " + value for value in values_of(headers, b"x-api-key")]
+        try:
+            for value in given or [b""]:
+                check_authorization([value], self.token)
+        except NodeError as error:
+            text = error.message.replace("over TCP this node", "this node")
+            raise Refusal(401, error.code, text, headers=(("www-authenticate", "Bearer"),)) from None
+
+
+def make_gate(host: str, port: int, token: str, *, tls: bool, origins: Iterable[str], names: Iterable[str]) -> Gate:
+    """The gate of a server at ``host`` and ``port``. :param names: that the machine is called by beyond loopback."""
+    own = {"localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host.lower()}
+    if not is_loopback(host):
+        own |= {name.lower() for name in names}
+    default = 443 if tls else 80
+    hosts = {f"{name}:{port}" for name in own} | (own if port == default else set())
+    scheme = "https" if tls else "http"
+    return Gate(
+        token=token,
+        hosts=frozenset(hosts),
+        addresses=not is_loopback(host),
+        own_origins=frozenset(f"{scheme}://{name}" for name in hosts),
+        origins=frozenset(origin.lower().rstrip("/") for origin in origins),
+        port=port,
+    )
+
+
+def check_url(query: bytes) -> None:
+    """:raises Refusal: a secret is in the address."""
+    names = {name.lower() for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=100)}
+    if names & _SECRET_NAMES:
+        text = "a token does not belong in an address, where logs keep it: send it as `authorization: Bearer ...`"
+        raise Refusal(400, "token_in_url", text)
+
+
+def values_of(headers: Raw, name: bytes) -> list[bytes]:
+    """All values of a header."""
+    return [value for key, value in headers if key == name]
+
+
+def _is_address(host: str, port: int) -> bool:
+    """Whether ``host`` is an address of ours with our port."""
+    name, mark, given = host.rpartition(":")
+    if not mark or given != str(port):
+        return False
+    try:
+        ipaddress.ip_address(name[1:-1] if name.startswith("[") and name.endswith("]") else name)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,150 @@
+"""Errors as HTTP clients see them: one status for each code, and the body of the dialect that is spoken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import msgspec
+from msgspec import Struct
+
+from modeld.errors import ModeldError
+
+Dialect = Literal["openai", "anthropic"]
+"""Whose error bodies a route answers with."""
+
+Headers = tuple[tuple[str, str], ...]
+
+STATUS: Final = {
+    "internal": 500,
+    "invalid_request": 400,
+    "unsupported_feature": 400,
+    "missing_dependency": 501,
+    "refused": 422,
+    "cancelled": 499,
+    "deadline_exceeded": 504,
+    "node_error": 500,
+    "not_running": 503,
+    "stale": 503,
+    "unreachable": 503,
+    "backend_mismatch": 400,
+    "owner_held": 503,
+    "owner_wedged": 503,
+    "device_busy": 503,
+    "token_missing": 401,
+    "token_wrong": 401,
+    "tls_required": 403,
+    "lease_lost": 503,
+    "not_owner": 503,
+    "stale_epoch": 503,
+    "storage_failed": 507,
+    "model_error": 422,
+    "model_not_found": 404,
+    "invalid_model": 422,
+    "digest_mismatch": 409,
+    "model_load_failed": 500,
+    "model_busy": 409,
+    "does_not_fit": 400,
+    "session_error": 500,
+    "session_closed": 409,
+    "session_fatal": 409,
+    "stale_generation": 409,
+    "context_overflow": 400,
+    "manifest_mismatch": 409,
+    "snapshot_not_found": 404,
+    "session_not_found": 404,
+    "session_busy": 409,
+    "template_error": 400,
+    "engine_error": 500,
+    "engine_crashed": 503,
+    "engine_protocol": 500,
+    "backend_error": 502,
+    "backend_not_found": 404,
+    "authentication": 502,
+    "permission_denied": 403,
+    "rate_limited": 429,
+    "quota_exceeded": 429,
+    "unavailable": 503,
+    "backend_protocol": 502,
+}
+"""Of each code. ``authentication`` is the key of a backend, which the caller cannot mend: 401 is for our own token."""
+
+_OPENAI_CODES: Final = {
+    "context_overflow": "context_length_exceeded",
+    "rate_limited": "rate_limit_exceeded",
+    "quota_exceeded": "insufficient_quota",
+    "token_missing": "invalid_api_key",
+    "token_wrong": "invalid_api_key",
+}
+"""Where OpenAI has a code of its own that clients look for."""
+
+_TYPES: Final[Mapping[Dialect, Mapping[int, str]]] = {
+    "openai": {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"},
+    "anthropic": {
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        413: "request_too_large",
+        429: "rate_limit_error",
+        503: "overloaded_error",
+    },
+}
+_OTHERWISE: Final[Mapping[Dialect, tuple[str, str]]] = {
+    "openai": ("invalid_request_error", "server_error"),
+    "anthropic": ("invalid_request_error", "api_error"),
+}
+"""Type of the statuses that are not listed: below 500, and from there."""
+
+
+class Refusal(Exception):
+    """HTTP itself goes wrong: before a request means anything to a node.
+
+    :param param: the field of the body that is to blame. :param headers: that the answer has besides.
+    """
+
+    def __init__(
+        self, status: int, code: str, message: str, *, param: str | None = None, headers: Headers = ()
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.param, self.headers = status, code, message, param, headers
+
+
+class Failure(Struct, frozen=True):
+    """What the answer to a failed request says."""
+
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+    headers: Headers = ()
+
+
+def failure_of(error: ModeldError | Refusal) -> Failure:
+    """What a client is told of ``error``. What may be tried again says when."""
+    if isinstance(error, Refusal):
+        return Failure(error.status, error.code, error.message, error.param, error.headers)
+    status = STATUS.get(error.code, 500)
+    param = error.details.get("parameter") or error.details.get("feature")
+    headers: Headers = ()
+    if status in (429, 503):
+        after = error.details.get("retry_after")
+        headers = (("retry-after", str(max(1, round(after)) if isinstance(after, int | float) else 1)),)
+    return Failure(status, error.code, error.message, param if isinstance(param, str) else None, headers)
+
+
+def error_body(dialect: Dialect, failure: Failure, request_id: str) -> bytes:
+    """The JSON of the dialect. It is also what a stream sends that fails in its middle."""
+    below, above = _OTHERWISE[dialect]
+    kind = _TYPES[dialect].get(failure.status, below if failure.status < 500 else above)
+    body: dict[str, Any]
+    if dialect == "anthropic":
+        body = {"type": "error", "error": {"type": kind, "message": failure.message}, "request_id": request_id}
+    else:
+        code = _OPENAI_CODES.get(failure.code, failure.code)
+        body = {"error": {"message": failure.message, "type": kind, "param": failure.param, "code": code}}
+    return msgspec.json.encode(body)
+
+
+def dialect_of(path: str) -> Dialect:
+    """Whose clients call ``path``."""
+    return "anthropic" if path == "/v1/messages" or path.startswith("/v1/messages/") else "openai"

@@ -1,0 +1,155 @@
+"""What every request passes before a route is looked for, and what every failure ends as."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+import uuid
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from modeld.errors import ModeldError
+from modeld.http.auth import Gate, check_url, values_of
+from modeld.http.bodies import ClientGone
+from modeld.http.errors import Failure, Refusal, dialect_of, error_body, failure_of
+from modeld.http.protocol import MAX_HEADER
+from modeld.transport.errors import public_error
+
+MAX_HEADERS: Final = 100
+"""Lines of a request's header."""
+MAX_REQUESTS: Final = 256
+"""Requests that are answered at a time. Further ones are told to come back, and do not wait unseen."""
+PUBLIC: Final = frozenset({"/health"})
+"""Paths that ask for no token. They tell nothing."""
+REQUEST_ID: Final = "modeld.request_id"
+"""Key in the scope."""
+
+_ALLOW: Final = (
+    ("access-control-allow-methods", "GET, POST, DELETE"),
+    ("access-control-allow-headers", "authorization, content-type, x-api-key, x-modeld-session, x-request-id"),
+    ("access-control-max-age", "600"),
+)
+_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,100}")
+
+log = logging.getLogger(__name__)
+
+
+class Guard:
+    """Admits requests to ``app``, and answers for it when it fails. Belongs to one event loop."""
+
+    def __init__(self, app: ASGIApp, gate: Gate) -> None:
+        self._app = app
+        self._gate = gate
+        self._running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        answer = _Answer(scope, send, self._request_id(scope))
+        self._running += 1
+        try:
+            self._admit(scope, answer)
+            if scope["method"] == "OPTIONS":
+                await answer.allow_page()
+            else:
+                await self._app(scope, receive, answer.send)
+        except ClientGone:
+            pass
+        except asyncio.CancelledError:
+            # The server stops. The task ends here, so nobody waits for the cancellation.
+            await answer.fail(Failure(503, "unavailable", "the node stops", headers=(("retry-after", "1"),)))
+        except Refusal as error:
+            await answer.fail(failure_of(error))
+        except Exception as error:
+            known = error if isinstance(error, ModeldError) else public_error(error, answer.route)
+            await answer.fail(failure_of(known))
+        finally:
+            self._running -= 1
+            answer.tell()
+
+    def _admit(self, scope: Scope, answer: _Answer) -> None:
+        """:raises Refusal: it may not come in."""
+        headers, gate = scope["headers"], self._gate
+        # What comes in one piece passes the bound of the parser.
+        if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER:
+            text = f"a header has at most {MAX_HEADERS} lines and {MAX_HEADER:,} bytes"
+            raise Refusal(431, "header_too_large", text)
+        gate.check_host(headers)
+        if values_of(headers, b"transfer-encoding") and values_of(headers, b"content-length"):
+            # Two lengths: whoever stands between may believe the other one.
+            text = "a body has one length: content-length or transfer-encoding"
+            raise Refusal(400, "invalid_http", text, headers=(("connection", "close"),))
+        answer.allowed = gate.check_origin(headers)
+        check_url(scope["query_string"])
+        if scope["method"] == "OPTIONS":
+            # What a browser asks before a page's call: it has no token yet.
+            if not answer.allowed:
+                raise Refusal(403, "forbidden_origin", "no page of another origin may call the node")
+            return
+        if scope["path"] not in PUBLIC:
+            gate.check_token(headers)
+        if self._running > MAX_REQUESTS:
+            text = f"{MAX_REQUESTS} requests are being answered; come back later"
+            raise Refusal(429, "rate_limited", text, headers=(("retry-after", "1"),))
+
+    def _request_id(self, scope: Scope) -> str:
+        """The client's, where it is one and tells no secret to the log."""
+        given = values_of(scope["headers"], b"x-request-id")
+        if len(given) == 1 and _ID.fullmatch(given[0]) and self._gate.token.encode() not in given[0]:
+            found = given[0].decode()
+        else:
+            found = uuid.uuid4().hex
+        scope[REQUEST_ID] = found
+        return found
+
+
+class _Answer:
+    """One request and what was answered."""
+
+    def __init__(self, scope: Scope, send: Send, request_id: str) -> None:
+        self._scope, self._send, self._id = scope, send, request_id
+        self._began = time.monotonic()
+        self._status = 0
+        self.allowed = ""
+
+    @property
+    def route(self) -> str:
+        """The pattern that matched, never the address itself: anything can stand there."""
+        route = self._scope.get("route")
+        return f"{self._scope['method'][:10]} {getattr(route, 'path', '(no route)')}"
+
+    async def send(self, message: Message) -> None:
+        """To the client, with the headers that every answer has."""
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            extra = [(b"x-request-id", self._id.encode()), (b"x-content-type-options", b"nosniff")]
+            if self.allowed:
+                extra += [(b"access-control-allow-origin", self.allowed.encode()), (b"vary", b"origin")]
+            message = {**message, "headers": [*message.get("headers", ()), *extra]}
+        await self._send(message)
+
+    async def allow_page(self) -> None:
+        """Answer a browser that asks whether a page of a configured origin may call."""
+        headers = [(name.encode(), value.encode()) for name, value in _ALLOW]
+        await self.send({"type": "http.response.start", "status": 204, "headers": headers})
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def fail(self, failure: Failure) -> None:
+        """Answer with the dialect's error. An answer that has begun cannot be taken back: it ends as it is."""
+        if self._status:
+            return
+        body = error_body(dialect_of(self._scope["path"]), failure, self._id)
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        headers += [(name.encode(), value.encode()) for name, value in failure.headers]
+        with contextlib.suppress(OSError):
+            await self.send({"type": "http.response.start", "status": failure.status, "headers": headers})
+            await self._send({"type": "http.response.body", "body": body})
+
+    def tell(self) -> None:
+        """Write the request to the log: neither its address nor its header."""
+        level = logging.INFO if self._status >= 400 or not self._status else logging.DEBUG
+        seconds = time.monotonic() - self._began
+        log.log(level, "%s %s in %.3f s, request %s", self.route, self._status or "left", seconds, self._id)

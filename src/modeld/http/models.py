@@ -1,0 +1,149 @@
+"""Model ids, and what executes them: an installed model by its name, or ``backend:model``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+from msgspec import Struct
+
+from modeld.errors import (
+    BackendUnavailableError,
+    InvalidRequestError,
+    ModeldError,
+    ModelError,
+    ModelNotFoundError,
+    NotSupportedError,
+)
+from modeld.http.sessions import Naming
+from modeld.http.sse import Parts
+from modeld.node.gateway import RepositoryService
+from modeld.session.contract import ModelService
+from modeld.session.conversations import Tapes, one_turn
+from modeld.session.values import ModelRef
+from modeld.types import ChatConfig, Message
+
+LISTING_SECONDS: Final = 5.0
+"""A backend that has not listed its models by then is left out, and named as failed."""
+MAX_ID: Final = 300
+"""Characters of a model id."""
+
+
+class Target(Struct, frozen=True):
+    """What a model id means. ``backend`` is empty for a model of this node."""
+
+    model: str
+    backend: str = ""
+
+    @property
+    def ref(self) -> ModelRef:
+        """The model of this node, by name: an id never becomes a path."""
+        return ModelRef(name=self.model)
+
+
+class Listed(Struct, frozen=True):
+    """A model as it is listed. ``created``: seconds since 1970, 0 where nobody knows."""
+
+    id: str
+    created: int
+    owner: str
+
+
+class Models:
+    """Finds what a model id means and lets it answer."""
+
+    def __init__(self, service: ModelService, gateway: RepositoryService) -> None:
+        self.service = service
+        self._gateway = gateway
+        self._tapes = Tapes()
+
+    async def find(self, id: str) -> Target:
+        """What ``id`` means. An installed model comes before a backend of that name.
+
+        :raises ModelNotFoundError: neither. :raises ModelError: the installed file cannot be served.
+        """
+        if not 0 < len(id) <= MAX_ID:
+            raise _not_found(id)
+        for model in await self.service.models():
+            if model.name == id:
+                if model.error:
+                    raise ModelError(f"{id} cannot be used: {model.error}", name=id)
+                return Target(id)
+        backend, mark, name = id.partition(":")
+        if mark and name and any(known.name == backend for known in await self._gateway.list_backends()):
+            return Target(name, backend)
+        try:
+            # Virtual models are not listed; whether there is one the node knows.
+            return Target((await self.service.describe(ModelRef(name=id))).name)
+        except (ModelNotFoundError, InvalidRequestError):
+            raise _not_found(id) from None
+
+    async def local(self, id: str, feature: str) -> Target:
+        """As :meth:`find`. :raises NotSupportedError: it is a backend's."""
+        target = await self.find(id)
+        if target.backend:
+            raise NotSupportedError(f"{feature} is for models of this node, and {id} is a backend's", feature="model")
+        return target
+
+    @asynccontextmanager
+    async def answer(
+        self, target: Target, messages: Sequence[Message], config: ChatConfig, naming: Naming
+    ) -> AsyncIterator[Parts]:
+        """The answer, part by part. Leaving the block before its end cancels it."""
+        if target.backend:
+            stream = await self._gateway.stream(target.backend, target.model, messages, config)
+            async with stream as parts:
+                yield aiter(parts)
+            return
+        named = naming.named()
+        if named is not None:
+            async with one_turn(self.service, target.ref, named, messages, config) as parts:
+                yield aiter(parts)
+            return
+        with self._tapes.take(target.ref, messages, f"{naming.user}\0{naming.key}") as name:
+            async with one_turn(self.service, target.ref, naming.chosen(name), messages, config) as parts:
+                yield aiter(parts)
+
+    async def all(self) -> tuple[list[Listed], dict[str, str]]:
+        """All models, and by backend why one could not list its own."""
+        installed = await self.service.models()
+        found = [Listed(model.name, int(model.modified), "modeld") for model in installed if not model.error]
+        backends = [backend.name for backend in await self._gateway.list_backends()]
+        answers = await asyncio.gather(*map(self._of_backend, backends), return_exceptions=True)
+        failed: dict[str, str] = {}
+        for name, answer in zip(backends, answers, strict=True):
+            if isinstance(answer, ModeldError):
+                failed[name] = answer.message
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                found += answer
+        return found, failed
+
+    async def one(self, id: str) -> Listed:
+        """As it is listed. :raises ModelNotFoundError: it is not. :raises ModeldError: its backend does not list."""
+        target = await self.find(id)
+        if not target.backend:
+            modified = {model.name: int(model.modified) for model in await self.service.models()}
+            return Listed(id, modified.get(id, 0), "modeld")
+        for model in await self._of_backend(target.backend):
+            if model.id == id:
+                return model
+        raise _not_found(id)
+
+    async def _of_backend(self, name: str) -> list[Listed]:
+        try:
+            async with asyncio.timeout(LISTING_SECONDS):
+                models = await self._gateway.list_models(name)
+        except TimeoutError:
+            text = f"backend {name} did not list its models within {LISTING_SECONDS:g} seconds"
+            raise BackendUnavailableError(text, backend=name) from None
+        created = ((model, int(model.modified_at.timestamp()) if model.modified_at else 0) for model in models)
+        return [Listed(f"{name}:{model.name}", when, name) for model, when in created]
+
+
+def _not_found(id: str) -> ModelNotFoundError:
+    text = f"there is no model {id[:100]!r}; GET /v1/models lists all"
+    return ModelNotFoundError(text, name=id[:100], parameter="model")

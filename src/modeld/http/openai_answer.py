@@ -1,0 +1,164 @@
+"""Answers of ``POST /v1/chat/completions``: one object, or chunks.
+
+What OpenAI has no place for stands under ``modeld``, which its clients pass over: receipt, warnings, malformed calls.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+import msgspec
+
+from modeld.http.sse import event
+from modeld.types import (
+    ChatResult,
+    EndPart,
+    ErrorPart,
+    FinishReason,
+    ProgressPart,
+    Receipt,
+    StreamPart,
+    TextPart,
+    ThinkingPart,
+    ToolCallDelta,
+    ToolCallStart,
+    Usage,
+    WarningPart,
+)
+
+FINISH: Final[dict[FinishReason, str]] = {
+    "stop": "stop",
+    "length": "length",
+    "context_full": "length",
+    "tool_calls": "tool_calls",
+    "refused": "content_filter",
+    "cancelled": "stop",
+    "error": "stop",
+}
+"""``modeld.finish_reason`` has our own where it says more."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+def usage_of(usage: Usage) -> dict[str, Any] | None:
+    """``None`` where a vendor told no numbers: unknown is not 0."""
+    if usage.input is None or usage.output is None:
+        return None
+    return {
+        "prompt_tokens": usage.input,
+        "completion_tokens": usage.output,
+        "total_tokens": usage.input + usage.output,
+        "prompt_tokens_details": {"cached_tokens": usage.cache_read},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
+    }
+
+
+def receipt_header(receipt: Receipt) -> str:
+    """A receipt on one line of ASCII. What it quotes of the conversation is left to the body."""
+    built = msgspec.to_builtins(receipt)
+    if built["stop"] is not None:
+        for quoted in ("old", "new", "detail", "advice"):
+            del built["stop"][quoted]
+    return json.dumps(built, separators=(",", ":"))
+
+
+def completion(result: ChatResult, *, id: str, created: int, model: str) -> dict[str, Any]:
+    """The whole answer."""
+    message: dict[str, Any] = {"role": "assistant", "content": result.text or None, "refusal": None, "annotations": []}
+    if not result.tool_calls and message["content"] is None:
+        message["content"] = ""
+    if result.finish_reason == "refused":
+        message |= {"content": None, "refusal": result.text}
+    if result.thinking:
+        message["reasoning_content"] = result.thinking
+    if result.tool_calls:
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.function.name, "arguments": call.function.arguments},
+            }
+            for call in result.tool_calls
+        ]
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": FINISH[result.finish_reason]}
+    return {
+        "id": id,
+        "object": "chat.completion",
+        "created": created,
+        "model": model,
+        "system_fingerprint": None,
+        "choices": [choice],
+        "usage": usage_of(result.usage),
+        "modeld": _extension(result.end, list(result.warnings), list(result.errors)),
+    }
+
+
+class Chunks:
+    """The events of one streamed answer.
+
+    :param usage: the client asked for a last chunk with the usage; all others then say null.
+    :param progress: it asked to hear how far the prompt is: in chunks without choices.
+    """
+
+    def __init__(self, *, id: str, created: int, model: str, usage: bool, progress: bool) -> None:
+        head = {"id": id, "object": "chat.completion.chunk", "created": created, "model": model}
+        self._head = _encode(head | {"system_fingerprint": None})[:-1]
+        self._usage = usage
+        self._null_usage = b',"usage":null' if usage else b""
+        self._progress = progress
+        self._begun = False
+        self._warnings: list[WarningPart] = []
+        self._errors: list[ErrorPart] = []
+
+    def part(self, part: StreamPart) -> bytes:
+        """See :class:`modeld.http.sse.Encoder`."""
+        match part:
+            case TextPart(text=text):
+                return self._delta({"content": text})
+            case ThinkingPart(text=text):
+                return self._delta({"reasoning_content": text})
+            case ToolCallStart(index=index, id=id, name=name):
+                function = {"name": name, "arguments": ""}
+                return self._delta(
+                    {"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]}
+                )
+            case ToolCallDelta(index=index, arguments=arguments):
+                return self._delta({"tool_calls": [{"index": index, "function": {"arguments": arguments}}]})
+            case ProgressPart() if self._progress:
+                return self._bare({"progress": part})
+            case WarningPart():
+                self._warnings.append(part)
+            case ErrorPart():
+                self._errors.append(part)
+            case EndPart():
+                return self._end(part)
+        return b""
+
+    def end(self) -> bytes:
+        """See :class:`modeld.http.sse.Encoder`."""
+        return event(b"[DONE]")
+
+    def _delta(self, delta: dict[str, Any], finish: bytes = b"null", more: bytes = b"") -> bytes:
+        first = b""
+        if not self._begun:
+            self._begun = True
+            first = self._delta({"role": "assistant", "content": "", "refusal": None})
+        choice = b',"choices":[{"index":0,"delta":' + _encode(delta) + b',"logprobs":null,"finish_reason":' + finish
+        return first + event(self._head + choice + b"}]" + self._null_usage + more + b"}")
+
+    def _bare(self, extension: dict[str, Any], usage: bytes | None = None) -> bytes:
+        told = self._null_usage if usage is None else b',"usage":' + usage
+        return event(self._head + b',"choices":[]' + told + b',"modeld":' + _encode(extension) + b"}")
+
+    def _end(self, end: EndPart) -> bytes:
+        extension = _extension(end, self._warnings, self._errors)
+        finish = b'"' + FINISH[end.finish_reason].encode() + b'"'
+        if self._usage:
+            return self._delta({}, finish) + self._bare(extension, _encode(usage_of(end.usage)))
+        return self._delta({}, finish, b',"modeld":' + _encode(extension))
+
+
+def _extension(end: EndPart, warnings: list[WarningPart], errors: list[ErrorPart]) -> dict[str, Any]:
+    told = {"finish_reason": end.finish_reason, "seed": end.seed, "receipt": end.receipt, "model": end.model}
+    return told | {"warnings": warnings, "errors": errors}

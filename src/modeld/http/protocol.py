@@ -51,6 +51,8 @@ class BoundedProtocol(H11Protocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._idle = False
+        self.lost: asyncio.Future[None] = self.loop.create_future()
+        """Done when the connection has ended."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See :class:`asyncio.Protocol`."""
@@ -65,6 +67,7 @@ class BoundedProtocol(H11Protocol):
         """See :class:`asyncio.Protocol`."""
         self._stop_timers()
         super().connection_lost(exc)
+        self.lost.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         """See :class:`asyncio.Protocol`."""

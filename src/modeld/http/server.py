@@ -98,13 +98,12 @@ class HttpServer:
 
     async def _let_go(self) -> None:
         """Let last answers leave, for half a second; then end what is still open."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_SECONDS):
-                while self._state.connections:
-                    await asyncio.sleep(0.01)
-        for connection in list(self._state.connections):
-            connection.transport.abort()
-        await asyncio.sleep(0)  # each is told that it is lost, and closes its socket
+        connections = [one for one in self._state.connections if isinstance(one, BoundedProtocol)]
+        if connections:
+            await asyncio.wait([connection.lost for connection in connections], timeout=_LAST_SECONDS)
+            for connection in connections:
+                connection.transport.abort()
+            await asyncio.wait([connection.lost for connection in connections])
 
     def _protocol(self) -> BoundedProtocol:
         return BoundedProtocol(self._config, self._state, {})

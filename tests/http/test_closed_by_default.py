@@ -82,7 +82,16 @@ async def test_a_token_in_the_address(site: Site, web: httpx2.AsyncClient, name:
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "evil.example:{port}", "127.0.0.1", "127.0.0.1:1", "localhost.evil:{port}", "127.0.0.2:{port}"],
+    [
+        "evil.example",
+        "evil.example:{port}",
+        "localhost.evil:{port}",
+        "127.0.0.2:{port}",
+        "localhost:",
+        "localhost:1:1",
+        "[::1",
+        "::1",
+    ],
 )
 async def test_a_foreign_host(site: Site, host: str) -> None:
     for path in ("/v1/models", "/health"):
@@ -99,8 +108,13 @@ async def test_two_hosts_and_none(site: Site) -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "[::1]", "127.0.0.1"])
-async def test_names_of_loopback_are_ours(site: Site, host: str) -> None:
-    assert status(await site.raw(head(site, "/health", host=f"{host}:{site.port}"))) == 200
+async def test_names_of_loopback_are_ours_with_a_forwarded_port_too(site: Site, host: str) -> None:
+    for own in (f"{host}:{site.port}", f"{host}:8000", host):
+        assert status(await site.raw(head(site, "/health", host=own))) == 200
+        asked = head(site, "/health", host=own, more=f"origin: http://{own}\r\n")
+        assert status(await site.raw(asked)) == 200
+        asked = head(site, "/health", host=own, more=f"origin: http://{host}:9999\r\n")
+        assert status(await site.raw(asked)) == 403
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1", "http://localhost:1", "data:"])

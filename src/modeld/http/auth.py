@@ -8,6 +8,7 @@ this machine's address (DNS rebinding) is no allowed host.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 from urllib.parse import parse_qsl
@@ -27,16 +28,17 @@ _SECRET_NAMES: Final = frozenset({"token", "access_token", "api_key", "api-key",
 class Gate(Struct, frozen=True):
     """What is let in.
 
-    :param hosts: values of ``Host``. :param addresses: any address in place of a name is one too: nothing can rebind
-        an address. :param origins: of pages that may call, beside the node's own. Not in ``repr``: the token.
+    :param hosts: names that ``Host`` may have, with any port: a port may be forwarded, and nothing rebinds a name of
+        loopback. :param addresses: any address in place of a name is one too: nothing can rebind an address.
+    :param scheme: of the node's own pages. :param origins: of others' pages that may call.
+    Not in ``repr``: the token.
     """
 
     token: str
     hosts: frozenset[str]
     addresses: bool
-    own_origins: frozenset[str]
+    scheme: str
     origins: frozenset[str]
-    port: int
 
     def __repr__(self) -> str:
         return f"Gate(hosts={sorted(self.hosts)!r}, origins={sorted(self.origins)!r})"
@@ -45,8 +47,8 @@ class Gate(Struct, frozen=True):
         """:raises Refusal: the request is meant for somebody else, or for nobody."""
         values = values_of(headers, b"host")
         if len(values) == 1:
-            host = values[0].decode("latin-1").lower()
-            if host in self.hosts or (self.addresses and _is_address(host, self.port)):
+            name = _name(values[0].decode("latin-1").lower())
+            if name in self.hosts or (self.addresses and _is_address(name)):
                 return
         raise Refusal(403, "forbidden_host", "this node does not answer to that Host; use the address it prints")
 
@@ -59,7 +61,10 @@ class Gate(Struct, frozen=True):
         if not values:
             return ""
         origin = values[0].decode("latin-1").lower()
-        if len(values) == 1 and origin in self.own_origins:
+        # The Host is ours by now, so a page that was loaded from it is too.
+        if len(values) == 1 and origin.encode("latin-1") in {
+            self.scheme.encode() + b"://" + host.lower() for host in values_of(headers, b"host")
+        }:
             return ""
         if len(values) == 1 and origin in self.origins:
             return origin
@@ -80,21 +85,17 @@ class Gate(Struct, frozen=True):
             raise Refusal(401, error.code, text, headers=(("www-authenticate", "Bearer"),)) from None
 
 
-def make_gate(host: str, port: int, token: str, *, tls: bool, origins: Iterable[str], names: Iterable[str]) -> Gate:
-    """The gate of a server at ``host`` and ``port``. :param names: that the machine is called by beyond loopback."""
+def make_gate(host: str, token: str, *, tls: bool, origins: Iterable[str], names: Iterable[str]) -> Gate:
+    """The gate of a server at ``host``. :param names: that the machine is called by beyond loopback."""
     own = {"localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host.lower()}
     if not is_loopback(host):
         own |= {name.lower() for name in names}
-    default = 443 if tls else 80
-    hosts = {f"{name}:{port}" for name in own} | (own if port == default else set())
-    scheme = "https" if tls else "http"
     return Gate(
         token=token,
-        hosts=frozenset(hosts),
+        hosts=frozenset(own),
         addresses=not is_loopback(host),
-        own_origins=frozenset(f"{scheme}://{name}" for name in hosts),
+        scheme="https" if tls else "http",
         origins=frozenset(origin.lower().rstrip("/") for origin in origins),
-        port=port,
     )
 
 
@@ -111,11 +112,13 @@ def values_of(headers: Raw, name: bytes) -> list[bytes]:
     return [value for key, value in headers if key == name]
 
 
-def _is_address(host: str, port: int) -> bool:
-    """Whether ``host`` is an address of ours with our port."""
-    name, mark, given = host.rpartition(":")
-    if not mark or given != str(port):
-        return False
+def _name(host: str) -> str:
+    """``host`` without its port; empty where that is none."""
+    found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::[0-9]{1,5})?", host)
+    return found[1] if found else ""
+
+
+def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name[1:-1] if name.startswith("[") and name.endswith("]") else name)
     except ValueError:

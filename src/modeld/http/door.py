@@ -81,7 +81,7 @@ class HttpDoor:
         try:
             port = listening.getsockname()[1]
             names = await asyncio.to_thread(_names)
-            gate = make_gate(config.host, port, token, tls=tls is not None, origins=config.origins, names=names)
+            gate = make_gate(config.host, token, tls=tls is not None, origins=config.origins, names=names)
             server = HttpServer(make_app(service, gateway, gate), tls)
             await server.start(listening)
         except BaseException:

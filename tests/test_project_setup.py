@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "setup.py"
 FAKE_PYTHON = """#!/bin/sh
 if [ "$1" = -c ]; then echo "{version}"; exit; fi
 echo "begin CMAKE_ARGS=$CMAKE_ARGS $*" >> calls.log
-if [ -e slow ]; then sleep 0.3; fi
+if [ -e slow ]; then sleep "$(cat slow)"; fi
 echo "pip is speaking"
 echo end >> calls.log
 if [ -e fail ]; then case "$*" in *"$(cat fail)"*) echo "No space left on device"; exit 7;; esac; fi
@@ -118,7 +118,7 @@ def test_torn_stamp_sets_up_again(clone: Clone) -> None:
 
 
 def test_two_at_once_work_one_after_the_other(clone: Clone) -> None:
-    (clone.root / "slow").touch()
+    (clone.root / "slow").write_text(".3")
     both = [clone.start(), clone.start()]
     outputs = [process.communicate(timeout=30)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
@@ -127,11 +127,12 @@ def test_two_at_once_work_one_after_the_other(clone: Clone) -> None:
 
 
 def test_killed_setup_leaves_a_pip_that_the_next_one_waits_for(clone: Clone) -> None:
-    (clone.root / "slow").touch()
+    (clone.root / "slow").write_text("3")  # seconds: the next set-up comes long before it ends
     process = clone.start()
     while not clone.log.exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
+    (clone.root / "slow").unlink()
     process.communicate(timeout=30)
     code, out = clone.run()
     assert code == 0

@@ -374,6 +374,7 @@ class Node:
         bound = await self._bind(handle, continues=continues)
         try:
             yield bound
+            await self._keeper.marked(bound.record)
         finally:
             self._unbind(bound)
 
@@ -403,6 +404,12 @@ class Node:
             self._unbind(bound)
             raise
         stream.end.add_done_callback(lambda _: self._unbind(bound))
+        try:
+            # The engine works on the prompt meanwhile.
+            await self._keeper.marked(bound.record)
+        except BaseException:
+            stream.abandon()
+            raise
         return stream
 
     async def branch(self, bound: Bound, name: str, workspace: str) -> tuple[SessionRecord, bool]:

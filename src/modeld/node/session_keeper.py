@@ -24,6 +24,9 @@ RETRY_SECONDS = 10.0
 MAX_UNWRITTEN = 64 * 2**20
 """Bytes of states that wait for storage to work again; of more, the oldest are given up."""
 
+MARK_SECONDS = 1.0
+"""How long a client waits for the mark, where storage is slow: from then on a kill may win."""
+
 log = logging.getLogger("modeld.sessions")
 
 
@@ -31,7 +34,7 @@ class SessionKeeper:
     """States of sessions, in files. Belongs to the event loop's thread; one other thread at a time writes.
 
     A call marks its session as used on disk, so that after a kill nobody goes on from a state that is older than what a
-    client saw. The mark is on its way when the call begins, not there: within milliseconds of it a kill may win.
+    client saw. The mark is on its way when the call begins, and waited for before a client sees anything of the call.
     """
 
     def __init__(self, folder: Path, registry: SessionRegistry) -> None:
@@ -45,6 +48,7 @@ class SessionKeeper:
         # Marks to set, and whether there are some that were not tried yet.
         self._used: set[str] = set()
         self._urgent = False
+        self._mark: asyncio.Future[None] | None = None
         self._due = 0.0
         self._closing = self._refused = False
 
@@ -70,6 +74,11 @@ class SessionKeeper:
                 record.asked = request.id
                 if record.current:
                     self._outdate(record)
+
+    async def marked(self, record: SessionRecord) -> None:
+        """Wait until the mark of the session's last call was set, or could not be; see :data:`MARK_SECONDS`."""
+        if record.marked is not None and not record.marked.done():
+            await asyncio.wait((record.marked,), timeout=MARK_SECONDS)
 
     def told(self, state: State) -> None:
         """The engine tells all of a session but its KV."""
@@ -101,6 +110,9 @@ class SessionKeeper:
         self._files.close()
         self._waiting.clear()
         self._used.clear()
+        if self._mark is not None:
+            self._mark.set_result(None)
+            self._mark = None
         self._wake.set()
 
     async def aclose(self, seconds: float) -> None:
@@ -127,8 +139,13 @@ class SessionKeeper:
         record.current = False
         if (change := self._waiting.get(record.id)) is not None:
             self._waiting[record.id] = structs.replace(change, current=False)
+        if self._refused:
+            return
         self._used.add(record.id)
         self._urgent = True
+        if self._mark is None:
+            self._mark = asyncio.get_running_loop().create_future()
+        record.marked = self._mark
         self._start()
 
     def _put(self, id_: str, change: Change) -> None:
@@ -152,9 +169,14 @@ class SessionKeeper:
                         await self._wake.wait()
                 continue
             used, self._used, self._urgent = self._used, set(), False
+            mark, self._mark = self._mark, None
             if wait <= 0:
                 self._writing, self._waiting = self._waiting, {}
-            failed = await asyncio.to_thread(self._files.apply, used, self._writing)
+            try:
+                failed = await asyncio.to_thread(self._files.apply, used, self._writing)
+            finally:
+                if mark is not None:
+                    mark.set_result(None)
             self._wrote(used, failed)
             if failed and self._closing:
                 return

@@ -46,6 +46,8 @@ class SessionRecord:
         # What was told of the session last is what it is; and the last request of this generation that changes it.
         self.current = False
         self.asked = 0
+        # Done when the file says that there was such a request.
+        self.marked: asyncio.Future[None] | None = None
         # It came over from the owner before, as it was there.
         self.carried = False
         # Class and pin as the engine knows them.

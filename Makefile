@@ -14,8 +14,8 @@ setup: ## make or update .venv; does nothing when it is up to date
 run: setup ## start a node, ask the bundled tiny model, print answer and receipt, stop the node
 	@$(PY) scripts/demo.py
 
-test: setup ## all tests
-	@$(PY) -m pytest
+test: setup ## all tests, on up to four cores
+	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: setup ## lint, format, types, import contracts, drift of what is generated
 	@$(PY) -m ruff check .

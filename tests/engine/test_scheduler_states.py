@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import zlib
 from collections import Counter
+from functools import partial
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -90,15 +91,9 @@ class Engine:
         self.replies: list[Reply] = []
         manifest = Manifest(engine="fake", engine_build="1", model_digest="d", template_digest="t")
         prompts = Prompts(self.backend, TEMPLATED, load.window)
+        words = partial(Words, self.backend)
         self.scheduler = Scheduler(
-            self.backend,
-            load,
-            manifest,
-            prompts,
-            lambda: Words(self.backend),
-            self.replies.append,
-            self.inbox,
-            self.control,
+            self.backend, load, manifest, prompts, words, self.replies.append, self.inbox, self.control
         )
 
     def step(self, slices: list[Slice]) -> StepResult:

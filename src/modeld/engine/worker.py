@@ -18,7 +18,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import wait
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -93,9 +92,8 @@ def _load(
     from modeld.chat.template import ChatTemplate
     from modeld.engine.prompts import Prompts
     from modeld.engine.scheduler import Scheduler
-    from modeld.engine.words import begin_words
+    from modeld.engine.words import read_words
 
-    words = begin_words(lambda: runtime.lexicon(request))
     backend: Backend = runtime.load(request)
     control.bind(backend)
     sources = {"default": backend.template_source, **backend.named_templates}
@@ -113,10 +111,10 @@ def _load(
     )
     facts = template.facts
     warnings = ("the model brings no chat template; ChatML is used",) if facts.source == "default" else ()
-    wait([words])
+    words = read_words(backend)
     send(Ready(manifest, request.window, request.cells, facts, warnings))
     prompts = Prompts(backend, template, request.window)
-    return Scheduler(backend, request, manifest, prompts, words.result, send, inbox, control)
+    return Scheduler(backend, request, manifest, prompts, words, send, inbox, control)
 
 
 def _load_side(

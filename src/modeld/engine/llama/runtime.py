@@ -134,7 +134,6 @@ class LlamaRuntime:
         from modeld.engine.llama.embedder import LlamaEmbedder
 
         native = self.native
-        self._log.clear()
         model = self._open(request, vocabulary_only=False)
         params = self._vector_params(request)
         context = native.llama_init_from_model(model, params)
@@ -153,10 +152,7 @@ class LlamaRuntime:
         return LlamaEmbedder(native, model, context, request.window, request.sequences, source)
 
     def lexicon(self, request: Load) -> LlamaLexicon:
-        """Load the model without its weights; also beside :meth:`load`, in another thread.
-
-        :raises ModelLoadError: it has no vocabulary, or llama.cpp refused.
-        """
+        """Load the model without its weights. :raises ModelLoadError: it has no vocabulary, or llama.cpp refused."""
         from modeld.engine.llama.lexicon import LlamaLexicon
 
         return LlamaLexicon(self.native, self._open(request, vocabulary_only=True))
@@ -164,6 +160,7 @@ class LlamaRuntime:
     def _open(self, request: Load, *, vocabulary_only: bool) -> Any:
         """The model, none of it on an accelerator."""
         native = self.native
+        self._log.clear()
         params = native.llama_model_default_params()
         params.n_gpu_layers = 0
         params.vocab_only = vocabulary_only
@@ -216,8 +213,7 @@ class LlamaRuntime:
 
     def last_words(self) -> str:
         """What the library logged last as errors."""
-        # Of a broken file the vocabulary's own load says the same.
-        return "; ".join(dict.fromkeys(self._log)) or "it gave no reason"
+        return "; ".join(self._log) or "it gave no reason"
 
     def _take_log(self, level: int, text: bytes, _: Any) -> None:
         if b"Flash Attention" in text:

@@ -5,11 +5,15 @@ from collections.abc import Iterator
 
 import pytest
 from blockbuster import blockbuster_ctx
+from hypothesis import settings
 
 
 def pytest_configure() -> None:
     """Nodes that tests start do not take the one default port; those of `tests/http` name theirs."""
     os.environ["MODELD_HTTP"] = "off"
+    # Each test has a time limit; an example that waits for the machine is no finding.
+    settings.register_profile("modeld", deadline=None)
+    settings.load_profile("modeld")
 
 
 @pytest.fixture(scope="session")

@@ -185,6 +185,7 @@ def test_long_prefill_says_so_line_by_line_where_no_terminal_is(command: Command
 
 @pytest.mark.usefixtures("node")
 def test_a_reader_that_leaves_ends_the_answer_quietly(command: CommandLine) -> None:
+    command("load", "fake:delay=0.005")  # a load that takes its time is told on stderr
     child = command.start("run", "fake:delay=0.005", "!count 2000")
     assert child.stdout is not None
     child.stdout.read(1)

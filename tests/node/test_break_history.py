@@ -46,7 +46,7 @@ def test_the_last_are_kept_and_all_are_counted(made: list[Receipt]) -> None:
         ("engine_build", "llama 2", "model_changed", "the engine build was llama 1 and is llama 2"),
         ("template_digest", "b" * 64, "template_changed", f"the template digest was {'a' * 12} and is {'b' * 12}"),
         ("kv_type", "q8_0", "model_changed", "the kv type was f16 and is q8_0"),
-        ("adapters", ("abc:1.0",), "model_changed", "the adapters was nothing and is abc:1.0"),
+        ("adapters", ("abc:1.0",), "model_changed", "the adapters was nothing and is abc*1.0"),
         ("add_bos", True, "model_changed", "the add bos was False and is True"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct, field
 
-from modeld.http.anthropic_marks import SIGNATURE, carry
+from modeld.http.anthropic_marks import SIGNATURE, carry, unique_id
 from modeld.http.sse import event
 from modeld.types import (
     EndPart,
@@ -46,10 +46,11 @@ Event = dict[str, Any]
 
 
 class Call(Struct):
-    """A call while it comes."""
+    """A call while it comes. :param own_id: the one it had from the model."""
 
     id: str
     name: str
+    own_id: str
     pieces: list[str] = field(default_factory=list)
 
     @property
@@ -63,11 +64,13 @@ class Blocks:
 
     A call is told when it is whole: one that turns out malformed on its way is text, and cannot be taken back here.
 
+    :param id: the answer's own hexadecimal digits.
     :param thinking: show its text; else only its block, whose signature then carries it.
     :param warnings: what there is to say before anything was generated.
     """
 
-    def __init__(self, *, thinking: bool = True, warnings: Sequence[WarningPart] = ()) -> None:
+    def __init__(self, id: str, *, thinking: bool = True, warnings: Sequence[WarningPart] = ()) -> None:
+        self._id = id
         self.content: list[dict[str, Any]] = []
         self.calls: list[Call] = []
         self.warnings = list(warnings)
@@ -86,13 +89,13 @@ class Blocks:
             case ThinkingPart(text=text) if text:
                 return self._piece("thinking", text)
             case ToolCallStart(index=index, id=id, name=name):
-                self._coming[index] = Call(id, name)
+                self._coming[index] = Call(unique_id(self._id, id), name, id)
             case ToolCallDelta(index=index, arguments=arguments):
                 self._coming[index].pieces.append(arguments)
             case ToolCallEnd(index=index, provider_meta=meta):
                 call = self._coming.pop(index)
                 if meta:
-                    self._metas[call.id] = meta
+                    self._metas[call.own_id] = meta
                 return self._called(call)
             case WarningPart():
                 self.warnings.append(part)

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 from msgspec import Struct
 
 from modeld.errors import InvalidRequestError, NotSupportedError
-from modeld.http.anthropic_marks import carried, is_ours
+from modeld.http.anthropic_marks import carried, is_ours, own_id
 from modeld.http.bodies import check_depth
 from modeld.types import FunctionCall, ImagePart, Message, Role, ToolCall
 
@@ -170,7 +170,7 @@ class Reading(Struct, frozen=True):
         blocks: list[Text | Image] = [Text(text=given)] if isinstance(given, str) else given
         if block.is_error:
             blocks = [Text(text=FAILED), *blocks]
-        id = block.tool_use_id
+        id = own_id(block.tool_use_id)
         return self._shown("tool", blocks, f"{place}.content", tool_call_id=id, name=names.get(id, ""))
 
     def _shown(
@@ -216,10 +216,9 @@ class Reading(Struct, frozen=True):
         arguments = self.recall(block.id, block.input)
         if arguments is None:
             arguments = json.dumps(block.input, ensure_ascii=False)
-        meta = metas.get(block.id) if self.backend else None
-        return ToolCall(
-            block.id, FunctionCall(block.name, arguments), provider_meta=meta if isinstance(meta, dict) else None
-        )
+        id = own_id(block.id)
+        meta = metas.get(id) if self.backend else None
+        return ToolCall(id, FunctionCall(block.name, arguments), provider_meta=meta if isinstance(meta, dict) else None)
 
     def _meta(self, kept: Any, blocks: Sequence[Struct]) -> dict[str, Any] | None:
         """What the backend wants to see again: what it gave here, or signed blocks that a client has from elsewhere."""

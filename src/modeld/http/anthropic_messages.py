@@ -77,8 +77,9 @@ class Messages:
             log.debug("%d cache_control marks in request %s: all is kept anyway", request.marks, exchange.request_id)
         exchange.is_from(naming.user)
         parts = self._models.answer(target, messages, config, naming)
-        blocks = Blocks(thinking=request.shows_thinking, warnings=request.notes(backend=backend))
-        answer = Answer(f"msg_{uuid.uuid4().hex}", request.model, blocks)
+        id = uuid.uuid4().hex
+        blocks = Blocks(id, thinking=request.shows_thinking, warnings=request.notes(backend=backend))
+        answer = Answer(f"msg_{id}", request.model, blocks)
         if request.stream:
             progress = exchange.headers.get(PROGRESS_HEADER) == "1"
             try:

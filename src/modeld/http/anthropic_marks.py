@@ -30,7 +30,7 @@ _UNIQUE: Final = re.compile(r"modeld_[0-9a-f]{12}_(.+)", re.DOTALL)
 
 def carry(value: dict[str, Any]) -> str:
     """``value`` as text that a client keeps without a look at it."""
-    return _CARRIED + base64.urlsafe_b64encode(msgspec.msgpack.encode(value)).decode()
+    return _CARRIED + base64.urlsafe_b64encode(msgspec.json.encode(value)).decode()
 
 
 def is_ours(text: str) -> bool:
@@ -46,9 +46,7 @@ def carried(text: str, place: str) -> dict[str, Any]:
     if not text.startswith(_CARRIED):
         return {}
     try:
-        found = msgspec.msgpack.decode(
-            base64.b64decode(text[len(_CARRIED) :], b"-_", validate=True), type=dict[str, Any]
-        )
+        found = msgspec.json.decode(base64.b64decode(text[len(_CARRIED) :], b"-_", validate=True), type=dict[str, Any])
     except (binascii.Error, ValueError, msgspec.MsgspecError, RecursionError):
         text = f"{place} was changed since the node wrote it; send it back as it came, or leave the block out"
         raise InvalidRequestError(text, parameter=place) from None

@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast, get_args
+from typing import Final, Literal, cast, get_args
 
 from modeld.errors import InvalidRequestError
 
 ThinkLevel = Literal["auto", "off", "minimal", "low", "medium", "high", "xhigh"]
 
 LEVELS: tuple[str, ...] = get_args(ThinkLevel)
+
+BUDGETS: Final[dict[ThinkLevel, int]] = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 24576}
+"""Tokens of thinking, where Anthropic's wire wants a number for a level; 1024 is the vendor's least. It has no names
+for them."""
 
 _ALIASES: dict[str, ThinkLevel] = {
     "": "auto",
@@ -42,3 +46,8 @@ def parse_think(value: str | bool | None) -> ThinkLevel:
     if text in _ALIASES:
         return _ALIASES[text]
     raise InvalidRequestError(f"unknown thinking level {value!r}: use one of {', '.join(LEVELS)}", value=str(value))
+
+
+def level_of_budget(tokens: int) -> ThinkLevel:
+    """The highest level whose :data:`BUDGETS` is within ``tokens``, and the lowest of them where none is."""
+    return next((level for level, budget in reversed(BUDGETS.items()) if budget <= tokens), "minimal")

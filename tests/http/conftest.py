@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx2
 import openai
 import pytest
@@ -41,6 +42,10 @@ class Site:
     def sdk(self, **options: Any) -> openai.AsyncOpenAI:
         """The official client, that tries nothing twice."""
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=self.token, max_retries=0, **options)
+
+    def claude(self, **options: Any) -> anthropic.AsyncAnthropic:
+        """Anthropic's official client, likewise."""
+        return anthropic.AsyncAnthropic(base_url=self.url, api_key=self.token, max_retries=0, **options)
 
     async def until_idle(self, seconds: float = 5.0) -> None:
         """Wait until no call runs."""
@@ -95,6 +100,12 @@ async def sdk(site: Site) -> AsyncIterator[openai.AsyncOpenAI]:
 
 
 @pytest.fixture
+async def claude(site: Site) -> AsyncIterator[anthropic.AsyncAnthropic]:
+    async with site.claude() as client:
+        yield client
+
+
+@pytest.fixture
 async def web(site: Site) -> AsyncIterator[httpx2.AsyncClient]:
     """Requests with the token."""
     async with httpx2.AsyncClient(base_url=site.url, headers=site.headers) as client:
@@ -108,5 +119,5 @@ def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
     return lambda: "\n".join(
         record.getMessage()
         for record in caplog.records
-        if not record.name.startswith(("httpx2", "httpcore2", "openai"))
+        if not record.name.startswith(("httpx2", "httpcore2", "openai", "anthropic"))
     )

@@ -21,12 +21,13 @@ from modeld import (
     Tool,
     ToolCall,
 )
-from modeld.providers.anthropic_facts import BUDGETS, facts_of
+from modeld.providers.anthropic_facts import facts_of
 from modeld.providers.anthropic_messages import build_request
 from modeld.providers.facts import observe
 from modeld.repository.names import ToolNames
 from modeld.repository.values import ObservedModel
 from modeld.repository.wire import Call
+from modeld.thinking import BUDGETS
 
 OLD = "claude-haiku-4-5-20251001"
 MIDDLE = "claude-sonnet-4-6"

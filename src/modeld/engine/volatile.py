@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from modeld.session.headers import BILLING_LINE
+
 _NEAR: Final = 300
 """Characters of the line on each side of the difference that are looked at."""
 
@@ -33,7 +35,7 @@ def _shape(pattern: str) -> re.Pattern[str]:
 
 
 _SHAPES: Final = (
-    ("a billing header", _shape(r"\bx-[\w-]*billing[\w-]*: *(?P<value>.*)")),
+    ("a billing header", _shape(BILLING_LINE)),
     ("a billing header", _shape(r"\bcch=(?P<value>[0-9a-f]+)")),
     ("a UUID", _shape(r"(?<![0-9a-f-])[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![0-9a-f-])")),
     ("a timestamp", _shape(rf"(?<!\d)\d{{4}}-\d\d-\d\d[T ]{_CLOCK}(?: ?(?:Z|UTC|GMT|[+-]\d\d:?\d\d))?(?!\d)")),

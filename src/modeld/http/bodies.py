@@ -81,6 +81,15 @@ def _decoded(body: bytes, into: type[_T]) -> _T:
         raise Refusal(400, "invalid_json", "the body is nested too deeply") from None
 
 
+def convert(value: Any, into: type[_T], param: str) -> _T:
+    """A part of a decoded body as ``into``. :raises Refusal: it is none; ``param`` is where it stands."""
+    try:
+        return msgspec.convert(value, into)
+    except msgspec.ValidationError as error:
+        text, mark, place = str(error).rpartition(" - at `$")
+        raise _refused(f"{text} - at `$.{param}{place}" if mark else f"{place} - at `$.{param}`") from None
+
+
 def check_depth(value: Any, param: str) -> None:
     """:raises Refusal: arrays and objects in ``value`` are nested deeper than :data:`MAX_DEPTH`."""
     level, depth = [value], 0

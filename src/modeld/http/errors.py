@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
 from msgspec import Struct
 
-from modeld.errors import ModeldError
+from modeld.errors import ContextOverflowError, ModeldError
 
 Dialect = Literal["openai", "anthropic"]
 """Whose error bodies a route answers with."""
@@ -87,6 +87,7 @@ _TYPES: Final[Mapping[Dialect, Mapping[int, str]]] = {
         413: "request_too_large",
         429: "rate_limit_error",
         503: "overloaded_error",
+        504: "timeout_error",
     },
 }
 _OTHERWISE: Final[Mapping[Dialect, tuple[str, str]]] = {
@@ -94,6 +95,15 @@ _OTHERWISE: Final[Mapping[Dialect, tuple[str, str]]] = {
     "anthropic": ("invalid_request_error", "api_error"),
 }
 """Type of the statuses that are not listed: below 500, and from there."""
+
+
+_ANTHROPIC_FIELDS: Final = {
+    "stop": "stop_sequences",
+    "think": "thinking",
+    "response_format": "output_config.format",
+    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+}
+"""Fields of ours as its clients call them."""
 
 
 class Refusal(Exception):
@@ -110,13 +120,14 @@ class Refusal(Exception):
 
 
 class Failure(Struct, frozen=True):
-    """What the answer to a failed request says."""
+    """What the answer to a failed request says. ``too_long``: a prompt's tokens, and those that there is room for."""
 
     status: int
     code: str
     message: str
     param: str | None = None
     headers: Headers = ()
+    too_long: tuple[int, int] | None = None
 
 
 def failure_of(error: ModeldError | Refusal) -> Failure:
@@ -129,7 +140,12 @@ def failure_of(error: ModeldError | Refusal) -> Failure:
     if status in (429, 503):
         after = error.details.get("retry_after")
         headers = (("retry-after", str(max(1, round(after)) if isinstance(after, int | float) else 1)),)
-    return Failure(status, error.code, error.message, param if isinstance(param, str) else None, headers)
+    too_long = None
+    if isinstance(error, ContextOverflowError):
+        resident, additional, window = (error.details.get(name) for name in ("resident", "additional", "window"))
+        if isinstance(resident, int) and isinstance(additional, int) and isinstance(window, int):
+            too_long = (resident + additional, window)
+    return Failure(status, error.code, error.message, param if isinstance(param, str) else None, headers, too_long)
 
 
 def error_body(dialect: Dialect, failure: Failure, request_id: str) -> bytes:
@@ -138,13 +154,25 @@ def error_body(dialect: Dialect, failure: Failure, request_id: str) -> bytes:
     kind = _TYPES[dialect].get(failure.status, below if failure.status < 500 else above)
     body: dict[str, Any]
     if dialect == "anthropic":
-        body = {"type": "error", "error": {"type": kind, "message": failure.message}, "request_id": request_id}
+        error = {"type": kind, "message": _anthropic_message(failure)}
+        body = {"type": "error", "error": error, "request_id": request_id}
     else:
         code = _OPENAI_CODES.get(failure.code, failure.code)
         body = {"error": {"message": failure.message, "type": kind, "param": failure.param, "code": code}}
     return msgspec.json.encode(body)
 
 
-def dialect_of(path: str) -> Dialect:
-    """Whose clients call ``path``."""
+def _anthropic_message(failure: Failure) -> str:
+    """It says all: there is no place for field and code. Agents look for these words where a prompt is too long."""
+    if failure.too_long is not None:
+        tokens, room = failure.too_long
+        return f"prompt is too long: {tokens} tokens > {room} maximum ({failure.message})"
+    name = _ANTHROPIC_FIELDS.get(failure.param or "", failure.param)
+    return failure.message if not name or name in failure.message else f"{name}: {failure.message}"
+
+
+def dialect_of(path: str, headers: Sequence[tuple[bytes, bytes]]) -> Dialect:
+    """Whose clients call ``path``. Both list models there: Anthropic's say the version of its API."""
+    if path == "/v1/models" or path.startswith("/v1/models/"):
+        return "anthropic" if any(name == b"anthropic-version" for name, _ in headers) else "openai"
     return "anthropic" if path == "/v1/messages" or path.startswith("/v1/messages/") else "openai"

@@ -29,7 +29,8 @@ class Exchange:
         }
         self.path: Mapping[str, str] = scope.get("path_params", {})
         self.request_id: str = scope[REQUEST_ID]
-        self.dialect: Dialect = dialect_of(scope["path"])
+        self.query: bytes = scope["query_string"]
+        self.dialect: Dialect = dialect_of(scope["path"], scope["headers"])
         self.client: str = (scope.get("client") or ("",))[0]
         self._body = body
         self._send = send

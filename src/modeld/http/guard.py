@@ -30,7 +30,10 @@ REQUEST_ID: Final = "modeld.request_id"
 
 _ALLOW: Final = (
     ("access-control-allow-methods", "GET, POST, DELETE"),
-    ("access-control-allow-headers", "authorization, content-type, x-api-key, x-modeld-session, x-request-id"),
+    (
+        "access-control-allow-headers",
+        "authorization, content-type, x-api-key, anthropic-version, anthropic-beta, x-modeld-session, x-request-id",
+    ),
     ("access-control-max-age", "600"),
 )
 _ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,100}")
@@ -111,6 +114,7 @@ class _Answer:
 
     def __init__(self, scope: Scope, send: Send, request_id: str) -> None:
         self._scope, self._send, self._id = scope, send, request_id
+        self._dialect = dialect_of(scope["path"], scope["headers"])
         self._began = time.monotonic()
         self._status = 0
         self.allowed = ""
@@ -126,6 +130,8 @@ class _Answer:
         if message["type"] == "http.response.start":
             self._status = message["status"]
             extra = [(b"x-request-id", self._id.encode()), (b"x-content-type-options", b"nosniff")]
+            if self._dialect == "anthropic":
+                extra.append((b"request-id", self._id.encode()))  # where its clients look
             if self.allowed:
                 extra += [(b"access-control-allow-origin", self.allowed.encode()), (b"vary", b"origin")]
             message = {**message, "headers": [*message.get("headers", ()), *extra]}
@@ -141,7 +147,7 @@ class _Answer:
         """Answer with the dialect's error. An answer that has begun cannot be taken back: it ends as it is."""
         if self._status:
             return
-        body = error_body(dialect_of(self._scope["path"]), failure, self._id)
+        body = error_body(self._dialect, failure, self._id)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         headers += [(name.encode(), value.encode()) for name, value in failure.headers]
         with contextlib.suppress(OSError):

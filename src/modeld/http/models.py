@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
@@ -22,6 +23,7 @@ from modeld.http.sse import Parts
 from modeld.node.gateway import RepositoryService
 from modeld.session.contract import ModelService
 from modeld.session.conversations import Tapes, one_turn
+from modeld.session.headers import without_headers
 from modeld.session.values import ModelRef
 from modeld.types import ChatConfig, Message
 
@@ -29,6 +31,8 @@ LISTING_SECONDS: Final = 5.0
 """A backend that has not listed its models by then is left out, and named as failed."""
 MAX_ID: Final = 300
 """Characters of a model id."""
+
+log = logging.getLogger(__name__)
 
 
 class Target(Struct, frozen=True):
@@ -102,7 +106,10 @@ class Models:
             async with one_turn(self.service, target.ref, named, messages, config) as parts:
                 yield aiter(parts)
             return
-        with self._tapes.take(target.ref, messages, f"{naming.user}\0{naming.key}") as name:
+        known = without_headers(messages)
+        if known is not messages:
+            log.info("the system prompt of %s begins with a header that changes at every call", target.model)
+        with self._tapes.take(target.ref, known, f"{naming.user}\0{naming.key}") as name:
             async with one_turn(self.service, target.ref, naming.chosen(name), messages, config) as parts:
                 yield aiter(parts)
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from modeld.http.sse import event
+from modeld.http.sse import COMMENT, event
 from modeld.types import (
     ChatResult,
     EndPart,
@@ -134,6 +134,10 @@ class Chunks:
             case EndPart():
                 return self._end(part)
         return b""
+
+    def heartbeat(self) -> bytes:
+        """See :class:`modeld.http.sse.Encoder`."""
+        return COMMENT
 
     def end(self) -> bytes:
         """See :class:`modeld.http.sse.Encoder`."""

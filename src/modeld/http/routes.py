@@ -5,6 +5,8 @@ from __future__ import annotations
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from modeld.http.anthropic_messages import Messages
+from modeld.http.anthropic_models import AnthropicListing
 from modeld.http.auth import Gate
 from modeld.http.errors import Refusal
 from modeld.http.exchange import Endpoint, Exchange, Handler
@@ -20,12 +22,15 @@ from modeld.session.contract import ModelService
 def make_app(service: ModelService, gateway: RepositoryService, gate: Gate) -> ASGIApp:
     """Everything that is served over HTTP, behind its guard."""
     models = Models(service, gateway)
-    listing, tokens = ModelListing(models), Tokens(models)
+    listing, tokens, messages = ModelListing(models), Tokens(models), Messages(models)
+    anthropic = AnthropicListing(models)
     routes = [
         _get("/health", _health),
-        _get("/v1/models", listing.all),
-        _get("/v1/models/{id:path}", listing.one),
+        _get("/v1/models", _either(listing.all, anthropic.all)),
+        _get("/v1/models/{id:path}", _either(listing.one, anthropic.one)),
         _post("/v1/chat/completions", ChatCompletions(models)),
+        _post("/v1/messages", messages.create),
+        _post("/v1/messages/count_tokens", messages.count),
         _post("/tokenize", tokens.tokenize),
         _post("/detokenize", tokens.detokenize),
     ]
@@ -38,6 +43,15 @@ def _get(path: str, handler: Handler) -> Route:
 
 def _post(path: str, handler: Handler) -> Route:
     return Route(path, Endpoint(handler, "POST"))
+
+
+def _either(openai: Handler, anthropic: Handler) -> Handler:
+    """The handler of the dialect that the request is in."""
+
+    async def handler(exchange: Exchange) -> None:
+        await (anthropic if exchange.dialect == "anthropic" else openai)(exchange)
+
+    return handler
 
 
 async def _health(exchange: Exchange) -> None:

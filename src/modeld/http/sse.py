@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -17,11 +19,12 @@ from modeld.types import EndPart, StreamPart
 HEADERS_SECONDS: Final = 0.25
 """An answer that is refused at once is refused by its status; later headers are out, and an event says so."""
 HEARTBEAT_SECONDS: Final = 5.0
-"""A stream that is silent for so long sends a comment, whatever the engine does."""
+"""A stream that is silent for so long says that it lives, whatever the engine does."""
 
 _BUFFER: Final = 64
 """Parts that are read ahead of the client. The engine has its own bound behind them."""
-_HEARTBEAT: Final = b": still working\n\n"
+COMMENT: Final = b": still working\n\n"
+"""What no client takes for an event."""
 
 
 Parts = AsyncIterator[StreamPart]
@@ -33,6 +36,10 @@ class Encoder(Protocol):
 
     def part(self, part: StreamPart) -> bytes:
         """The events for one part; empty where it has none."""
+        ...
+
+    def heartbeat(self) -> bytes:
+        """What says that the answer is still being made. It may be the first of all."""
         ...
 
     def end(self) -> bytes:
@@ -90,13 +97,7 @@ class Feed:
             await self._ready.put(error)
 
 
-async def send_events(
-    exchange: Exchange,
-    answer: AbstractAsyncContextManager[Parts],
-    encoder: Encoder,
-    *,
-    clock: float = HEARTBEAT_SECONDS,
-) -> None:
+async def send_events(exchange: Exchange, answer: AbstractAsyncContextManager[Parts], encoder: Encoder) -> None:
     """Answer with events until the end part. What goes wrong in the middle is the last event.
 
     :raises Exception: what went wrong before the headers were sent.
@@ -106,17 +107,18 @@ async def send_events(
         if items and isinstance(items[0], Exception):
             raise items[0]
         await exchange.start(200, "text/event-stream; charset=utf-8", (("cache-control", "no-store"),))
-        if not items:
-            await exchange.write(_HEARTBEAT)
+        told = -math.inf
         while True:
             data, over = _encoded(exchange, items, encoder)
+            # By the clock: an answer may make parts all the time of which none is an event.
+            if not data and not over and time.monotonic() - told >= HEARTBEAT_SECONDS:
+                data = encoder.heartbeat()
             if data or over:
                 await exchange.write(data, more=not over)
+                told = time.monotonic()
             if over:
                 return
-            items = await feed.next(HEARTBEAT_SECONDS)
-            if not items:
-                await exchange.write(_HEARTBEAT)
+            items = await feed.next(max(0.0, told + HEARTBEAT_SECONDS - time.monotonic()))
 
 
 def _encoded(

@@ -13,13 +13,10 @@ from modeld.errors import NotSupportedError
 from modeld.providers.facts import Facts, find_facts, observe
 from modeld.repository.values import CapabilityConfig, Evidence, ObservedModel
 from modeld.repository.wire import Call
-from modeld.thinking import parse_think
+from modeld.thinking import BUDGETS, parse_think
 
 DEFAULT_MAX_TOKENS: Final = 4096
 """The vendor wants a number. This one is sent where neither the caller nor the listing has one."""
-
-BUDGETS: Final = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 24576}
-"""Tokens of thinking for models that take a budget; 1024 is the vendor's least. The vendor has no names for them."""
 
 EFFORTS: Final = ("low", "medium", "high", "xhigh")
 """Levels of ours that the vendor has under the same name; it has ``max`` on top."""

@@ -202,8 +202,8 @@ async def test_every_option_that_is_taken(sdk: openai.AsyncOpenAI) -> None:
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
 REFUSED: tuple[tuple[dict[str, Any], str], ...] = (
     ({"n": 2}, "n"),
-    ({"logprobs": True}, "logprobs"),
     ({"top_logprobs": 3}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"logit_bias": {"1": 2}}, "logit_bias"),
     ({"store": True}, "store"),
     ({"service_tier": "priority"}, "service_tier"),

@@ -266,12 +266,12 @@ class ChatRequest(_Strict, frozen=True):
             think=self._think(),
             shift=self.shift,
             truncate=self.truncate,
+            logprobs=self.logprobs,
+            top_logprobs=self.top_logprobs,
         )
 
     def _check(self) -> None:
         refused = (
-            ("logprobs", self.logprobs),
-            ("top_logprobs", self.top_logprobs),
             ("store", self.store),
             ("stream_options.include_obfuscation", self.stream_options and self.stream_options.include_obfuscation),
         )

@@ -20,6 +20,7 @@ from modeld.errors import (
 from modeld.http.sessions import Naming
 from modeld.http.sse import Parts
 from modeld.node.gateway import RepositoryService
+from modeld.repository.values import EmbedResult
 from modeld.session.contract import ModelService
 from modeld.session.conversations import Tapes, one_turn
 from modeld.session.values import ModelRef
@@ -105,6 +106,10 @@ class Models:
         with self._tapes.take(target.ref, messages, f"{naming.user}\0{naming.key}") as name:
             async with one_turn(self.service, target.ref, naming.chosen(name), messages, config) as parts:
                 yield aiter(parts)
+
+    async def embed(self, target: Target, texts: Sequence[str], dimensions: int | None) -> EmbedResult:
+        """A backend's vectors of ``texts``."""
+        return await self._gateway.embed(target.backend, target.model, texts, dimensions=dimensions)
 
     async def all(self) -> tuple[list[Listed], dict[str, str]]:
         """All models, and by backend why one could not list its own."""

@@ -6,12 +6,14 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from modeld.http.auth import Gate
+from modeld.http.embeddings import EmbeddingVectors
 from modeld.http.errors import Refusal
 from modeld.http.exchange import Endpoint, Exchange, Handler
 from modeld.http.guard import Guard
 from modeld.http.models import Models
 from modeld.http.openai_chat import ChatCompletions
 from modeld.http.openai_models import ModelListing
+from modeld.http.rerank import Reranking
 from modeld.http.texts import Tokens
 from modeld.node.gateway import RepositoryService
 from modeld.session.contract import ModelService
@@ -26,6 +28,8 @@ def make_app(service: ModelService, gateway: RepositoryService, gate: Gate) -> A
         _get("/v1/models", listing.all),
         _get("/v1/models/{id:path}", listing.one),
         _post("/v1/chat/completions", ChatCompletions(models)),
+        _post("/v1/embeddings", EmbeddingVectors(models)),
+        _post("/v1/rerank", Reranking(models)),
         _post("/tokenize", tokens.tokenize),
         _post("/detokenize", tokens.detokenize),
     ]

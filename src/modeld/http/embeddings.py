@@ -17,7 +17,6 @@ from modeld.http.models import Models, Target
 from modeld.session.text_values import packed, unpacked
 from modeld.types import Usage
 
-
 TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Final
 
 from msgspec import Struct
@@ -24,7 +24,7 @@ from modeld.repository.values import EmbedResult
 from modeld.session.contract import ModelService
 from modeld.session.conversations import Tapes, one_turn
 from modeld.session.values import ModelRef
-from modeld.types import ChatConfig, Message
+from modeld.types import ChatConfig, DecodeOptions, Message
 
 LISTING_SECONDS: Final = 5.0
 """A backend that has not listed its models by then is left out, and named as failed."""
@@ -105,6 +105,22 @@ class Models:
             return
         with self._tapes.take(target.ref, messages, f"{naming.user}\0{naming.key}") as name:
             async with one_turn(self.service, target.ref, naming.chosen(name), messages, config) as parts:
+                yield aiter(parts)
+
+    @asynccontextmanager
+    async def complete(
+        self, target: Target, prompt: str | Sequence[int], options: DecodeOptions, naming: Naming
+    ) -> AsyncIterator[Parts]:
+        """What follows a text, part by part, by a model of this node. Leaving the block before its end cancels it.
+
+        Without a name any session will do that nobody uses: beginnings are found whoever holds them.
+        """
+        with ExitStack() as taken:
+            session = naming.named()
+            if session is None:
+                session = naming.chosen(taken.enter_context(self._tapes.take(target.ref, (), f"{naming.user}\0raw")))
+            opened = await self.service.open_session(target.ref, session)
+            async with opened.complete(prompt, options=options) as parts:
                 yield aiter(parts)
 
     async def embed(self, target: Target, texts: Sequence[str], dimensions: int | None) -> EmbedResult:

@@ -93,7 +93,7 @@ def completion(result: ChatResult, *, id: str, created: int, model: str, logprob
         "system_fingerprint": None,
         "choices": [choice],
         "usage": usage_of(result.usage),
-        "modeld": _extension(result.end, list(result.warnings), list(result.errors)),
+        "modeld": extension(result.end, list(result.warnings), list(result.errors)),
     }
 
 
@@ -161,13 +161,14 @@ class Chunks:
         return event(self._head + b',"choices":[]' + told + b',"modeld":' + _encode(extension) + b"}")
 
     def _end(self, end: EndPart) -> bytes:
-        extension = _extension(end, self._warnings, self._errors)
+        told = extension(end, self._warnings, self._errors)
         finish = b'"' + FINISH[end.finish_reason].encode() + b'"'
         if self._usage:
-            return self._delta({}, finish) + self._bare(extension, _encode(usage_of(end.usage)))
-        return self._delta({}, finish, b',"modeld":' + _encode(extension))
+            return self._delta({}, finish) + self._bare(told, _encode(usage_of(end.usage)))
+        return self._delta({}, finish, b',"modeld":' + _encode(told))
 
 
-def _extension(end: EndPart, warnings: list[WarningPart], errors: list[ErrorPart]) -> dict[str, Any]:
+def extension(end: EndPart, warnings: list[WarningPart], errors: list[ErrorPart]) -> dict[str, Any]:
+    """What stands under ``modeld``."""
     told = {"finish_reason": end.finish_reason, "seed": end.seed, "receipt": end.receipt, "model": end.model}
     return told | {"warnings": warnings, "errors": errors}

@@ -170,7 +170,9 @@ class _FittingSchema(_Strict, tag_field="type", tag="json_schema", frozen=True):
     json_schema: _Schema
 
 
-class _StreamOptions(_Strict, frozen=True):
+class StreamOptions(_Strict, frozen=True):
+    """``include_obfuscation`` is only false: there is none."""
+
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
@@ -186,7 +188,7 @@ class ChatRequest(_Strict, frozen=True):
     model: str
     messages: list[_System | _Developer | _User | _Assistant | _ToolResult]
     stream: bool | None = None
-    stream_options: _StreamOptions | None = None
+    stream_options: StreamOptions | None = None
     temperature: float | None = None
     top_p: float | None = None
     max_tokens: int | None = None
@@ -271,20 +273,14 @@ class ChatRequest(_Strict, frozen=True):
         )
 
     def _check(self) -> None:
-        refused = (
-            ("store", self.store),
-            ("stream_options.include_obfuscation", self.stream_options and self.stream_options.include_obfuscation),
-        )
-        for name, value in refused:
-            if value:
-                raise NotSupportedError(f"{name} is not supported here; leave it out", feature=name)
+        if self.store:
+            raise NotSupportedError("store is not supported here; leave it out", feature="store")
         pairs = (("max_tokens", "max_completion_tokens"), ("think", "reasoning_effort"), ("user", "safety_identifier"))
         for one, other in pairs:
             values = (getattr(self, one), getattr(self, other))
             if None not in values and values[0] != values[1]:
                 raise InvalidRequestError(f"{one} and {other} say the same: give one of them", parameter=one)
-        if self.stream_options is not None and not self.stream:
-            raise InvalidRequestError("stream_options are for streams: set stream", parameter="stream_options")
+        check_stream_options(self.stream_options, self.stream)
 
     def _think(self) -> str | None:
         if self.think is not None:
@@ -313,6 +309,17 @@ class ChatRequest(_Strict, frozen=True):
         schema = wanted.json_schema
         check_depth(schema.schema, "response_format.json_schema.schema")
         return ResponseFormat(schema=schema.schema, name=schema.name, strict=schema.strict is not False)
+
+
+def check_stream_options(options: StreamOptions | None, stream: bool | None) -> None:
+    """:raises InvalidRequestError: they are of no stream. :raises NotSupportedError: one of them cannot be had."""
+    if options is None:
+        return
+    if not stream:
+        raise InvalidRequestError("stream_options are for streams: set stream", parameter="stream_options")
+    if options.include_obfuscation:
+        name = "stream_options.include_obfuscation"
+        raise NotSupportedError(f"{name} is not supported here; leave it out", feature=name)
 
 
 def _message(

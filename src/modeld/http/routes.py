@@ -6,6 +6,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from modeld.http.auth import Gate
+from modeld.http.completions import Completions
 from modeld.http.embeddings import EmbeddingVectors
 from modeld.http.errors import Refusal
 from modeld.http.exchange import Endpoint, Exchange, Handler
@@ -28,6 +29,7 @@ def make_app(service: ModelService, gateway: RepositoryService, gate: Gate) -> A
         _get("/v1/models", listing.all),
         _get("/v1/models/{id:path}", listing.one),
         _post("/v1/chat/completions", ChatCompletions(models)),
+        _post("/v1/completions", Completions(models)),
         _post("/v1/embeddings", EmbeddingVectors(models)),
         _post("/v1/rerank", Reranking(models)),
         _post("/tokenize", tokens.tokenize),

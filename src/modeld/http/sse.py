@@ -78,6 +78,9 @@ class Feed:
             end: EndPart | None = None
             async with self._answer as parts:
                 async for part in parts:
+                    if end is not None:  # of one choice of several
+                        await self._ready.put(end)
+                        end = None
                     if isinstance(part, EndPart):
                         end = part
                     else:

@@ -123,7 +123,7 @@ REFUSED: tuple[tuple[dict[str, Any], str], ...] = (
     ({"prompt": []}, "prompt"),
     ({"prompt": ["a", ""]}, "prompt"),
     ({"prompt": [1, "a"]}, "prompt"),
-    ({"prompt": [10**8]}, "tokens"),
+    ({"prompt": [10**8]}, "prompt"),
     ({"prompt": ["a"] * 129}, "prompt"),
     ({"suffix": "x"}, "suffix"),
     ({"n": 2}, "n"),

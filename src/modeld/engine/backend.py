@@ -232,10 +232,10 @@ class Runtime(Protocol):
         ...
 
 
-def check_tokens(tokens: tuple[int, ...], lexicon: Lexicon, what: str) -> None:
+def check_tokens(tokens: tuple[int, ...], lexicon: Lexicon, what: str, parameter: str = "tokens") -> None:
     """:raises InvalidRequestError: an id that the vocabulary does not have."""
     for token in tokens:
         if not 0 <= token < lexicon.vocabulary:
             raise InvalidRequestError(
-                f"{what} has the token {token}, and this model's are 0 to {lexicon.vocabulary - 1}", parameter="tokens"
+                f"{what} has the token {token}, and this model's are 0 to {lexicon.vocabulary - 1}", parameter=parameter
             )

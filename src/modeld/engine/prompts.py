@@ -161,7 +161,7 @@ class Prompts:
     def _raw(self, session: EngineSession, raw: RawPrompt) -> Prompt:
         """Text that no template made. The session shows it as a message of the user."""
         if raw.tokens:
-            check_tokens(raw.tokens, self._backend, "the prompt")
+            check_tokens(raw.tokens, self._backend, "the prompt", "prompt")
             ids, text = list(raw.tokens), b"".join(map(self._backend.piece, raw.tokens))
         else:
             text = raw.text.encode("utf-8", "replace")

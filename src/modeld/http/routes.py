@@ -15,6 +15,7 @@ from modeld.http.models import Models
 from modeld.http.openai_chat import ChatCompletions
 from modeld.http.openai_models import ModelListing
 from modeld.http.rerank import Reranking
+from modeld.http.responses import Responses
 from modeld.http.texts import Tokens
 from modeld.node.gateway import RepositoryService
 from modeld.session.contract import ModelService
@@ -29,6 +30,7 @@ def make_app(service: ModelService, gateway: RepositoryService, gate: Gate) -> A
         _get("/v1/models", listing.all),
         _get("/v1/models/{id:path}", listing.one),
         _post("/v1/chat/completions", ChatCompletions(models)),
+        _post("/v1/responses", Responses(models)),
         _post("/v1/completions", Completions(models)),
         _post("/v1/embeddings", EmbeddingVectors(models)),
         _post("/v1/rerank", Reranking(models)),

@@ -121,6 +121,19 @@ async def test_a_tool_is_called_and_its_result_goes_back(sdk: openai.AsyncOpenAI
         assert again.choices[0].finish_reason in ("stop", "tool_calls")
 
 
+async def test_two_calls_at_once(sdk: openai.AsyncOpenAI) -> None:
+    asked: dict[str, Any] = {"model": "fake", "tools": [WEATHER, TIME]}
+    messages = said('!call get_weather {"city": "Oslo"} && get_time {}')
+    whole = await sdk.chat.completions.create(**asked, messages=messages)
+    async with sdk.chat.completions.stream(**asked, messages=messages) as events:
+        streamed = await events.get_final_completion()
+    for answer in (whole, streamed):
+        calls: Any = answer.choices[0].message.tool_calls
+        assert [call.function.name for call in calls] == ["get_weather", "get_time"]
+        assert [json.loads(call.function.arguments) for call in calls] == [{"city": "Oslo"}, {}]
+        assert len({call.id for call in calls}) == 2
+
+
 NAMED = {"type": "function", "function": {"name": "get_time"}}
 ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}}
 

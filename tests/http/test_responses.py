@@ -163,6 +163,23 @@ async def test_a_tool_is_called_and_its_result_goes_back(sdk: openai.AsyncOpenAI
         assert again.output
 
 
+async def test_two_calls_at_once(sdk: openai.AsyncOpenAI) -> None:
+    asked: dict[str, Any] = {"model": "fake", "tools": [WEATHER, TIME]}
+    said = '!call get_weather {"city": "Oslo"} && get_time {}'
+    whole = complete(await sdk.responses.create(**asked, input=said))
+    events = await streamed(sdk, **asked, input=said)
+    assert [(item.type, item.name) for item in whole.output] == [  # type: ignore[union-attr]
+        ("function_call", "get_weather"),
+        ("function_call", "get_time"),
+    ]
+    assert alike(events[-1].response) == alike(whole)
+    done = [event for event in events if event.type == "response.function_call_arguments.done"]
+    assert [(event.output_index, json.loads(event.arguments)) for event in done] == [(0, {"city": "Oslo"}), (1, {})]
+    async with sdk.responses.stream(**asked, input=said) as stream:
+        final = await stream.get_final_response()
+    assert len(final.output) == 2
+
+
 async def test_the_sdks_own_accumulator(sdk: openai.AsyncOpenAI) -> None:
     asked: dict[str, Any] = {"model": "tiny", "input": "What time is it?", "tools": [WEATHER, TIME]}
     options: dict[str, Any] = {"tool_choice": "required", "reasoning": {"effort": "none"}, "temperature": 0.0}

@@ -7,16 +7,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from modeld.http.auth import Gate
 from modeld.http.completions import Completions
-from modeld.http.embeddings import EmbeddingVectors
+from modeld.http.completions_request import CompletionsRequest
+from modeld.http.embeddings import EmbeddingsRequest, EmbeddingVectors
 from modeld.http.errors import Refusal
 from modeld.http.exchange import Endpoint, Exchange, Handler
 from modeld.http.guard import Guard
 from modeld.http.models import Models
 from modeld.http.openai_chat import ChatCompletions
 from modeld.http.openai_models import ModelListing
-from modeld.http.rerank import Reranking
+from modeld.http.openai_request import ChatRequest
+from modeld.http.openapi import OpenApi
+from modeld.http.rerank import Reranking, RerankRequest
 from modeld.http.responses import Responses
-from modeld.http.texts import Tokens
+from modeld.http.responses_request import ResponsesRequest
+from modeld.http.texts import DetokenizeRequest, TokenizeRequest, Tokens
 from modeld.node.gateway import RepositoryService
 from modeld.session.contract import ModelService
 
@@ -29,14 +33,15 @@ def make_app(service: ModelService, gateway: RepositoryService, gate: Gate) -> A
         _get("/health", _health),
         _get("/v1/models", listing.all),
         _get("/v1/models/{id:path}", listing.one),
-        _post("/v1/chat/completions", ChatCompletions(models)),
-        _post("/v1/responses", Responses(models)),
-        _post("/v1/completions", Completions(models)),
-        _post("/v1/embeddings", EmbeddingVectors(models)),
-        _post("/v1/rerank", Reranking(models)),
-        _post("/tokenize", tokens.tokenize),
-        _post("/detokenize", tokens.detokenize),
+        _post("/v1/chat/completions", ChatCompletions(models), ChatRequest),
+        _post("/v1/responses", Responses(models), ResponsesRequest),
+        _post("/v1/completions", Completions(models), CompletionsRequest),
+        _post("/v1/embeddings", EmbeddingVectors(models), EmbeddingsRequest),
+        _post("/v1/rerank", Reranking(models), RerankRequest),
+        _post("/tokenize", tokens.tokenize, TokenizeRequest),
+        _post("/detokenize", tokens.detokenize, DetokenizeRequest),
     ]
+    routes.append(_get("/openapi.json", OpenApi(routes)))
     return Guard(Router(routes, redirect_slashes=False, default=_no_route), gate)
 
 
@@ -44,8 +49,8 @@ def _get(path: str, handler: Handler) -> Route:
     return Route(path, Endpoint(handler, "GET"))
 
 
-def _post(path: str, handler: Handler) -> Route:
-    return Route(path, Endpoint(handler, "POST"))
+def _post(path: str, handler: Handler, body: type | None = None) -> Route:
+    return Route(path, Endpoint(handler, "POST", body))
 
 
 async def _health(exchange: Exchange) -> None:

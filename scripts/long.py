@@ -1,6 +1,7 @@
-"""Soak with faults: many sessions on one node while engines are killed and answers are cancelled; owners that end.
+"""Soak with faults: many sessions on one node while engines are killed and answers are cancelled; owners that end; and
+HTTP, fuzzed.
 
-    .venv/bin/python scripts/long.py [--minutes 20] [--soak-minutes 30] [--rounds 200] [--seed N]
+    .venv/bin/python scripts/long.py [--minutes 20] [--soak-minutes 30] [--fuzz-minutes 10] [--rounds 200] [--seed N]
 
 Writes what it found to ``docs/long-run.md`` and exits 1 when something was found that must not be: an untyped error, a
 typed one that no fault explains, answers that went wrong, or a node whose memory grows.
@@ -23,6 +24,7 @@ from collections import Counter
 from pathlib import Path
 
 import modeld
+from fuzz import fuzzed
 from modeld.types import DecodeOptions, Message
 from soak import run as agents_soak
 from takeover import Takeovers, takeovers
@@ -143,11 +145,15 @@ class Soak:
                 self.note(f"the node grew from {early / 2**20:.0f} to {late / 2**20:.0f} MiB")
 
 
-def report(soak: Soak, ownership: Takeovers, agents: tuple[list[str], list[str]], minutes: float, seed: int) -> str:
+Told = tuple[list[str], list[str]]
+"""Lines of the page, and findings."""
+
+
+def report(soak: Soak, ownership: Takeovers, agents: Told, http: Told, minutes: float, seed: int) -> str:
     """The page."""
     counts = [f"| {name} | {count:,} |" for name, count in sorted(soak.counts.items())]
     errors = [f"| error `{code}` | {count:,} |" for code, count in sorted(soak.errors.items())]
-    found = [*soak.found, *ownership.found, *agents[1]]
+    found = [*soak.found, *ownership.found, *agents[1], *http[1]]
     memory = f"{min(soak.rss) / 2**20:.0f} to {max(soak.rss) / 2**20:.0f} MiB" if soak.rss else "not seen"
     return "\n".join(
         [
@@ -166,6 +172,8 @@ def report(soak: Soak, ownership: Takeovers, agents: tuple[list[str], list[str]]
             *ownership.lines(),
             "",
             *agents[0],
+            "",
+            *http[0],
             "",
             "Findings:" if found else "No findings.",
             *(f"- {text}" for text in found),
@@ -188,6 +196,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--soak-minutes", type=float, default=30, help="of agents on one node without engine faults")
+    parser.add_argument("--fuzz-minutes", type=float, default=10, help="of schemathesis on a node's HTTP")
     parser.add_argument("--rounds", type=int, default=200, help="owners that are killed or stopped")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     args = parser.parse_args()
@@ -198,10 +207,11 @@ def main() -> int:
         finally:
             subprocess.run([Path(sys.executable).with_name("modeld"), "stop", "--data-root", root], check=False)
     agents = agents_soak(args.soak_minutes, CLIENTS, args.seed)
-    page = report(run, ownership, agents, args.minutes, args.seed)
+    http = fuzzed(args.fuzz_minutes, args.seed)
+    page = report(run, ownership, agents, http, args.minutes, args.seed)
     PAGE.write_text(page)
     print(page)
-    return 1 if run.found or ownership.found or agents[1] else 0
+    return 1 if run.found or ownership.found or agents[1] or http[1] else 0
 
 
 if __name__ == "__main__":

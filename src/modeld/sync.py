@@ -179,6 +179,7 @@ class SyncSession(_Facade):
     prefill_suffix = _blocking(Session.prefill_suffix)
     decode = _streaming(Session.decode)
     turn = _streaming(Session.turn)
+    complete = _streaming(Session.complete)
     explain = _blocking(Session.explain)
     snapshot = _blocking(Session.snapshot)
     restore = _blocking(Session.restore)

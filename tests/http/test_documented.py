@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
+import pytest
 from openai.types.chat.completion_create_params import (
     CompletionCreateParamsBase,
     CompletionCreateParamsNonStreaming,
@@ -13,9 +15,12 @@ from openai.types.chat.completion_create_params import (
 )
 
 from modeld.http import openai_request, routes
+from modeld.http.completions_request import CompletionsRequest
+from modeld.http.embeddings import EmbeddingsRequest
 from modeld.http.errors import STATUS
 from modeld.http.openai_answer import FINISH
 from modeld.http.openai_request import ChatRequest
+from modeld.http.responses_request import ResponsesRequest
 from modeld.transport import errors
 from modeld.types import FinishReason
 
@@ -36,6 +41,18 @@ def test_every_field_is_documented_as_what_it_is() -> None:
     for name in ChatRequest.__struct_fields__:
         page = REFUSED.partition("\n\n")[0] if name in refused else TAKEN
         assert f"`{name}`" in page, name
+
+
+@pytest.mark.parametrize(
+    ("body", "heading"),
+    [(ResponsesRequest, "Responses"), (CompletionsRequest, "Completions"), (EmbeddingsRequest, "Embeddings")],
+)
+def test_every_field_of_the_other_routes_too(body: Any, heading: str) -> None:
+    page = DOCS.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    taken, _, refused = page.partition("Not supported, and refused by name:")
+    hints = get_type_hints(body, vars(sys.modules[body.__module__]))
+    for name in body.__struct_fields__:
+        assert f"`{name}`" in (refused if hints[name] is type(None) else taken), name
 
 
 def test_every_route_is_documented() -> None:

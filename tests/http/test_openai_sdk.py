@@ -121,6 +121,19 @@ async def test_a_tool_is_called_and_its_result_goes_back(sdk: openai.AsyncOpenAI
         assert again.choices[0].finish_reason in ("stop", "tool_calls")
 
 
+async def test_two_calls_at_once(sdk: openai.AsyncOpenAI) -> None:
+    asked: dict[str, Any] = {"model": "fake", "tools": [WEATHER, TIME]}
+    messages = said('!call get_weather {"city": "Oslo"} && get_time {}')
+    whole = await sdk.chat.completions.create(**asked, messages=messages)
+    async with sdk.chat.completions.stream(**asked, messages=messages) as events:
+        streamed = await events.get_final_completion()
+    for answer in (whole, streamed):
+        calls: Any = answer.choices[0].message.tool_calls
+        assert [call.function.name for call in calls] == ["get_weather", "get_time"]
+        assert [json.loads(call.function.arguments) for call in calls] == [{"city": "Oslo"}, {}]
+        assert len({call.id for call in calls}) == 2
+
+
 NAMED = {"type": "function", "function": {"name": "get_time"}}
 ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}}
 
@@ -202,8 +215,8 @@ async def test_every_option_that_is_taken(sdk: openai.AsyncOpenAI) -> None:
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
 REFUSED: tuple[tuple[dict[str, Any], str], ...] = (
     ({"n": 2}, "n"),
-    ({"logprobs": True}, "logprobs"),
     ({"top_logprobs": 3}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"logit_bias": {"1": 2}}, "logit_bias"),
     ({"store": True}, "store"),
     ({"service_tier": "priority"}, "service_tier"),

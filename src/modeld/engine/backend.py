@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 from msgspec import Struct
 
 from modeld.engine.protocol import Device, Load
+from modeld.errors import InvalidRequestError
 from modeld.session.text_values import Pooling
 from modeld.types import DecodeOptions
 
@@ -229,3 +230,12 @@ class Runtime(Protocol):
     def lexicon(self, request: Load) -> Lexicon:
         """Load the model without its weights. :raises ModelLoadError: it could not be loaded."""
         ...
+
+
+def check_tokens(tokens: tuple[int, ...], lexicon: Lexicon, what: str, parameter: str = "tokens") -> None:
+    """:raises InvalidRequestError: an id that the vocabulary does not have."""
+    for token in tokens:
+        if not 0 <= token < lexicon.vocabulary:
+            raise InvalidRequestError(
+                f"{what} has the token {token}, and this model's are 0 to {lexicon.vocabulary - 1}", parameter=parameter
+            )

@@ -44,6 +44,8 @@ class Stream:
         parser: OutputParser,
         constraint: Constraint | None = None,
         scores: TokenScores | None = None,
+        *,
+        plain: bool = False,
     ) -> None:
         self.options = options
         self.seed = seed
@@ -67,7 +69,7 @@ class Stream:
         self._scores = scores
         self._scored: Scored | None = None
         # Where in the bytes generated text begins that is not parsed, and what reads it once some of it has come.
-        self._plain_from: int | None = None
+        self._plain_from: int | None = 0 if plain else None
         self._plain = getincrementaldecoder("utf-8")("replace")
         self._parsed = False
 

@@ -11,7 +11,7 @@ from msgspec import structs
 from modeld.chat.output.parts import Spans
 from modeld.chat.parser import OutputParser, Syntax
 from modeld.chat.template import ChatTemplate
-from modeld.engine.backend import Lexicon
+from modeld.engine.backend import Lexicon, check_tokens
 from modeld.engine.explain import stopped
 from modeld.engine.job import Job
 from modeld.engine.overflow import SHARE, Shown, announce, shorten, show
@@ -19,6 +19,7 @@ from modeld.engine.pool import Pool
 from modeld.engine.protocol import Decode, Prefix, Suffix, Turn
 from modeld.engine.session import EngineSession, Prompt, Span, shared_length
 from modeld.errors import ContextOverflowError, InvalidRequestError, NotSupportedError, TemplateError
+from modeld.session.text_values import RawPrompt
 from modeld.session.values import Overflow
 from modeld.thinking import ThinkLevel
 from modeld.types import DecodeOptions, Message, Tool, WarningPart
@@ -66,6 +67,8 @@ class Prompts:
                 everything = (*session.stable, *session.volatile, *messages)
                 prompt = self._fit(session, everything, session.stable_tools, think, overflow)
                 self._plan(job, prompt, "suffix", logits=False)
+            case Turn(raw=RawPrompt() as raw):
+                self._plan(job, self._raw(session, raw), "prompt", logits=True)
             case Turn(messages=messages, tools=tools, think=think, overflow=overflow):
                 self._plan(job, self._fit(session, messages, tools, think, overflow), "turn", logits=True)
             case Decode():
@@ -155,6 +158,20 @@ class Prompts:
             raise InvalidRequestError("the messages render to no tokens", parameter="messages")
         return Prompt(messages, tools, think, text, ids, shown.left, shifts)
 
+    def _raw(self, session: EngineSession, raw: RawPrompt) -> Prompt:
+        """Text that no template made. The session shows it as a message of the user."""
+        if raw.tokens:
+            check_tokens(raw.tokens, self._backend, "the prompt", "prompt")
+            ids, text = list(raw.tokens), b"".join(map(self._backend.piece, raw.tokens))
+        else:
+            text = raw.text.encode("utf-8", "replace")
+            self._refuse_hopeless(text)
+            ids = session.tokens_of(text, self._backend, self._backend.bos, self._backend.add_bos)
+        if not ids:
+            raise InvalidRequestError("the prompt has no tokens: give some text", parameter="prompt")
+        shown = Message("user", text.decode("utf-8", "replace"))
+        return Prompt((shown,), (), "off", text, ids, raw=True)
+
     def history(self, session: EngineSession, answer: Message) -> list[int]:
         """Tokens that the next turn's prompt will begin with, whatever is said in it.
 
@@ -227,7 +244,7 @@ class Prompts:
 
         Only models that cannot come back to any place need to know.
         """
-        if self._backend.shares:
+        if self._backend.shares or prompt.raw:
             return []
         stable = tuple(takewhile(lambda message: message.role == "system", prompt.messages))
         places = []
@@ -275,7 +292,7 @@ class Prompts:
     def parser(self, job: Job, spans: Spans | None = None) -> OutputParser:
         """A parser for what the model will write after the job's prompt. :param spans: see :class:`OutputParser`."""
         session = job.session
-        tail = bytes(session.text[-4096:]).decode("utf-8", "replace")
+        tail = "" if session.raw else bytes(session.text[-4096:]).decode("utf-8", "replace")
         return OutputParser(self._syntax, tools=session.tools, prompt_tail=tail, spans=spans)
 
 

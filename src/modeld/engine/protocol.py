@@ -20,7 +20,7 @@ from msgspec import Struct
 from modeld.errors import EngineProtocolError, InvalidRequestError, ModeldError, error_from_code
 from modeld.session.adapters import Adapter
 from modeld.session.manifest import Manifest
-from modeld.session.text_values import EmbedInput, InputOverflow, Pooling
+from modeld.session.text_values import EmbedInput, InputOverflow, Pooling, RawPrompt
 from modeld.session.values import ModelRef, Overflow, SessionClass, SessionConfig
 from modeld.template_facts import TemplateFacts
 from modeld.thinking import ThinkLevel
@@ -129,7 +129,10 @@ class Decode(Struct, frozen=True, tag="decode"):
 
 
 class Turn(Struct, frozen=True, tag="turn"):
-    """:meth:`modeld.session.Session.turn`."""
+    """:meth:`modeld.session.Session.turn`, or :meth:`~modeld.session.Session.complete`.
+
+    :param raw: goes on without a template; then the messages, tools and ``overflow`` say nothing.
+    """
 
     id: int
     session: int
@@ -140,6 +143,7 @@ class Turn(Struct, frozen=True, tag="turn"):
     credit: int = CREDIT
     overflow: Overflow = "error"
     client: str = ""
+    raw: RawPrompt | None = None
 
 
 class Explain(Struct, frozen=True, tag="explain"):

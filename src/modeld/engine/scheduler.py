@@ -304,7 +304,8 @@ class Scheduler:
             constraint, warnings = self._grammars.constraint(job, self._prompts.parser(job))
             scores = TokenScores(self._backend, options.top_logprobs) if options.logprobs else None
             parser = self._prompts.parser(job, scores.became if scores is not None else None)
-            job.stream = Stream(options, seed, job.request.credit, sampler, parser, constraint, scores)
+            credit = job.request.credit
+            job.stream = Stream(options, seed, credit, sampler, parser, constraint, scores, plain=session.raw)
             job.stream.parts += warnings
             if job.prompt is not None:
                 job.stream.parts += what_left(job)

@@ -38,6 +38,7 @@ class Prompt(Struct, frozen=True):
     :param left: messages of it that are not among ``messages``. :param shifts: more may leave when the window is full.
     :param answer: what ``ids`` and ``text`` end in where the answer to it has begun already.
     :param replaces: the tape is of this conversation before turns left it: no call will need its end again.
+    :param raw: no template made it: its only message is the text itself, and what follows is text.
     """
 
     messages: tuple[Message, ...]
@@ -49,6 +50,7 @@ class Prompt(Struct, frozen=True):
     shifts: bool = False
     answer: Span | None = None
     replaces: bool = False
+    raw: bool = False
 
 
 class EngineSession:
@@ -76,6 +78,8 @@ class EngineSession:
         # What is not among the messages though the conversation has it, and whether more may leave.
         self.left: Left | None = None
         self.shifts = False
+        # No template made the text, and what the model writes is not parsed.
+        self.raw = False
         self.prefix_tokens = 0
         # Tokens that a decode continues from; None while a prefill was cut short.
         self.logical: int | None = None
@@ -138,7 +142,7 @@ class EngineSession:
         self.text = bytearray(prompt.text)
         self.hot = reused
         self.messages, self.tools, self.think = prompt.messages, prompt.tools, prompt.think
-        self.left, self.shifts = prompt.left, prompt.shifts
+        self.left, self.shifts, self.raw = prompt.left, prompt.shifts, prompt.raw
         if prompt.answer is not None:
             self.spans.append(prompt.answer)
         self.lost, self.lost_tokens, self.lost_detail, self.unsure = None, 0, "", False
@@ -161,7 +165,7 @@ class EngineSession:
         self.messages, self.tools, self.think = other.messages, other.tools, other.think
         self.stable, self.stable_tools, self.volatile = other.stable, other.stable_tools, other.volatile
         self.prefix_tokens, self.logical, self.unsure = other.prefix_tokens, other.logical, other.unsure
-        self.left, self.shifts = other.left, other.shifts
+        self.left, self.shifts, self.raw = other.left, other.shifts, other.raw
         self.lost, self.lost_tokens, self.hot, self.synced, self.fatal = None, 0, 0, 0, ""
 
     @property

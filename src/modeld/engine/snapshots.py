@@ -53,6 +53,7 @@ class SavedSession(Struct, frozen=True, kw_only=True):
     left: Left | None = None
     shifts: bool = False
     unsure: bool = False
+    raw: bool = False
 
     @classmethod
     def of(cls, session: EngineSession, manifest: Manifest) -> SavedSession:
@@ -74,6 +75,7 @@ class SavedSession(Struct, frozen=True, kw_only=True):
             left=session.left,
             shifts=session.shifts,
             unsure=session.unsure,
+            raw=session.raw,
         )
 
     def put_into(self, session: EngineSession) -> None:
@@ -83,7 +85,7 @@ class SavedSession(Struct, frozen=True, kw_only=True):
         session.think, session.stable, session.volatile = self.think, self.stable, self.volatile
         session.stable_tools = self.stable_tools
         session.prefix_tokens, session.logical = self.prefix_tokens, self.logical
-        session.left, session.shifts = self.left, self.shifts
+        session.left, session.shifts, session.raw = self.left, self.shifts, self.raw
         session.lost, session.lost_tokens, session.synced, session.unsure = None, 0, 0, self.unsure
 
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
-from modeld.engine.backend import Lexicon
+from modeld.engine.backend import Lexicon, check_tokens
 from modeld.engine.prompts import Prompts
 from modeld.engine.protocol import (
     Detokenize,
@@ -87,12 +87,3 @@ class Texts:
     @property
     def _template(self) -> Literal["model", "default"]:
         return "model" if self._lexicon.template_source else "default"
-
-
-def check_tokens(tokens: tuple[int, ...], lexicon: Lexicon, what: str) -> None:
-    """:raises InvalidRequestError: an id that the vocabulary does not have."""
-    for token in tokens:
-        if not 0 <= token < lexicon.vocabulary:
-            raise InvalidRequestError(
-                f"{what} has the token {token}, and this model's are 0 to {lexicon.vocabulary - 1}", parameter="tokens"
-            )

@@ -12,9 +12,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from modeld.engine.backend import Embedder
+from modeld.engine.backend import Embedder, check_tokens
 from modeld.engine.protocol import Embed, Rerank
-from modeld.engine.texts import check_tokens
 from modeld.errors import ContextOverflowError, InvalidRequestError, NotSupportedError
 from modeld.session.text_values import (
     MAX_VECTORS,

@@ -157,9 +157,14 @@ def error_body(dialect: Dialect, failure: Failure, request_id: str) -> bytes:
         error = {"type": kind, "message": _anthropic_message(failure)}
         body = {"type": "error", "error": error, "request_id": request_id}
     else:
-        code = _OPENAI_CODES.get(failure.code, failure.code)
+        code = openai_code(failure)
         body = {"error": {"message": failure.message, "type": kind, "param": failure.param, "code": code}}
     return msgspec.json.encode(body)
+
+
+def openai_code(failure: Failure) -> str:
+    """OpenAI's own code, where it has one."""
+    return _OPENAI_CODES.get(failure.code, failure.code)
 
 
 def _anthropic_message(failure: Failure) -> str:

@@ -63,10 +63,14 @@ Handler = Callable[[Exchange], Coroutine[Any, Any, None]]
 
 
 class Endpoint:
-    """A handler as an ASGI app: the body is read first, and the work ends when the client leaves."""
+    """A handler as an ASGI app: the body is read first, and the work ends when the client leaves.
 
-    def __init__(self, handler: Handler, method: Literal["GET", "POST"]) -> None:
+    :param body: what the handler reads, as ``GET /openapi.json`` tells it; ``None``: any object.
+    """
+
+    def __init__(self, handler: Handler, method: Literal["GET", "POST"], body: type | None = None) -> None:
         self._handler = handler
+        self.method, self.body = method, body
         self._methods = (method, "HEAD") if method == "GET" else (method,)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

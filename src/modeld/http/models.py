@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Final
 
 from msgspec import Struct
@@ -21,11 +21,12 @@ from modeld.errors import (
 from modeld.http.sessions import Naming
 from modeld.http.sse import Parts
 from modeld.node.gateway import RepositoryService
+from modeld.repository.values import EmbedResult
 from modeld.session.contract import ModelService
 from modeld.session.conversations import Tapes, one_turn
 from modeld.session.headers import without_headers
 from modeld.session.values import ModelRef
-from modeld.types import ChatConfig, Message
+from modeld.types import ChatConfig, DecodeOptions, Message
 
 LISTING_SECONDS: Final = 5.0
 """A backend that has not listed its models by then is left out, and named as failed."""
@@ -112,6 +113,26 @@ class Models:
         with self._tapes.take(target.ref, known, f"{naming.user}\0{naming.key}") as name:
             async with one_turn(self.service, target.ref, naming.chosen(name), messages, config) as parts:
                 yield aiter(parts)
+
+    @asynccontextmanager
+    async def complete(
+        self, target: Target, prompt: str | Sequence[int], options: DecodeOptions, naming: Naming
+    ) -> AsyncIterator[Parts]:
+        """What follows a text, part by part, by a model of this node. Leaving the block before its end cancels it.
+
+        Without a name any session will do that nobody uses: beginnings are found whoever holds them.
+        """
+        with ExitStack() as taken:
+            session = naming.named()
+            if session is None:
+                session = naming.chosen(taken.enter_context(self._tapes.take(target.ref, (), f"{naming.user}\0raw")))
+            opened = await self.service.open_session(target.ref, session)
+            async with opened.complete(prompt, options=options) as parts:
+                yield aiter(parts)
+
+    async def embed(self, target: Target, texts: Sequence[str], dimensions: int | None) -> EmbedResult:
+        """A backend's vectors of ``texts``."""
+        return await self._gateway.embed(target.backend, target.model, texts, dimensions=dimensions)
 
     async def all(self) -> tuple[list[Listed], dict[str, str]]:
         """All models, and by backend why one could not list its own."""

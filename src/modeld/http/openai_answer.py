@@ -10,12 +10,14 @@ from typing import Any, Final
 
 import msgspec
 
+from modeld.http.openai_logprobs import chat_logprobs, said
 from modeld.http.sse import COMMENT, event
 from modeld.types import (
     ChatResult,
     EndPart,
     ErrorPart,
     FinishReason,
+    LogprobsPart,
     ProgressPart,
     Receipt,
     StreamPart,
@@ -63,8 +65,8 @@ def receipt_header(receipt: Receipt) -> str:
     return json.dumps(built, separators=(",", ":"))
 
 
-def completion(result: ChatResult, *, id: str, created: int, model: str) -> dict[str, Any]:
-    """The whole answer."""
+def completion(result: ChatResult, *, id: str, created: int, model: str, logprobs: bool) -> dict[str, Any]:
+    """The whole answer. :param logprobs: they were asked for; else they are null."""
     message: dict[str, Any] = {"role": "assistant", "content": result.text or None, "refusal": None, "annotations": []}
     if not result.tool_calls and message["content"] is None:
         message["content"] = ""
@@ -81,7 +83,8 @@ def completion(result: ChatResult, *, id: str, created: int, model: str) -> dict
             }
             for call in result.tool_calls
         ]
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": FINISH[result.finish_reason]}
+    told = chat_logprobs(result.logprobs, refused=result.finish_reason == "refused") if logprobs else None
+    choice = {"index": 0, "message": message, "logprobs": told, "finish_reason": FINISH[result.finish_reason]}
     return {
         "id": id,
         "object": "chat.completion",
@@ -90,7 +93,7 @@ def completion(result: ChatResult, *, id: str, created: int, model: str) -> dict
         "system_fingerprint": None,
         "choices": [choice],
         "usage": usage_of(result.usage),
-        "modeld": _extension(result.end, list(result.warnings), list(result.errors)),
+        "modeld": extension(result.end, list(result.warnings), list(result.errors)),
     }
 
 
@@ -125,6 +128,9 @@ class Chunks:
                 )
             case ToolCallDelta(index=index, arguments=arguments):
                 return self._delta({"tool_calls": [{"index": index, "function": {"arguments": arguments}}]})
+            case LogprobsPart(tokens=tokens) if said(tokens):
+                # Behind the chunk with their text, in one that has none.
+                return self._delta({"content": ""}, logprobs=_encode(chat_logprobs(tokens)))
             case ProgressPart() if self._progress:
                 return self._bare({"progress": part})
             case WarningPart():
@@ -143,26 +149,30 @@ class Chunks:
         """See :class:`modeld.http.sse.Encoder`."""
         return event(b"[DONE]")
 
-    def _delta(self, delta: dict[str, Any], finish: bytes = b"null", more: bytes = b"") -> bytes:
+    def _delta(
+        self, delta: dict[str, Any], finish: bytes = b"null", more: bytes = b"", logprobs: bytes = b"null"
+    ) -> bytes:
         first = b""
         if not self._begun:
             self._begun = True
             first = self._delta({"role": "assistant", "content": "", "refusal": None})
-        choice = b',"choices":[{"index":0,"delta":' + _encode(delta) + b',"logprobs":null,"finish_reason":' + finish
-        return first + event(self._head + choice + b"}]" + self._null_usage + more + b"}")
+        choice = b',"choices":[{"index":0,"delta":' + _encode(delta) + b',"logprobs":' + logprobs
+        choice += b',"finish_reason":' + finish + b"}]"
+        return first + event(self._head + choice + self._null_usage + more + b"}")
 
     def _bare(self, extension: dict[str, Any], usage: bytes | None = None) -> bytes:
         told = self._null_usage if usage is None else b',"usage":' + usage
         return event(self._head + b',"choices":[]' + told + b',"modeld":' + _encode(extension) + b"}")
 
     def _end(self, end: EndPart) -> bytes:
-        extension = _extension(end, self._warnings, self._errors)
+        told = extension(end, self._warnings, self._errors)
         finish = b'"' + FINISH[end.finish_reason].encode() + b'"'
         if self._usage:
-            return self._delta({}, finish) + self._bare(extension, _encode(usage_of(end.usage)))
-        return self._delta({}, finish, b',"modeld":' + _encode(extension))
+            return self._delta({}, finish) + self._bare(told, _encode(usage_of(end.usage)))
+        return self._delta({}, finish, b',"modeld":' + _encode(told))
 
 
-def _extension(end: EndPart, warnings: list[WarningPart], errors: list[ErrorPart]) -> dict[str, Any]:
+def extension(end: EndPart, warnings: list[WarningPart], errors: list[ErrorPart]) -> dict[str, Any]:
+    """What stands under ``modeld``."""
     told = {"finish_reason": end.finish_reason, "seed": end.seed, "receipt": end.receipt, "model": end.model}
     return told | {"warnings": warnings, "errors": errors}

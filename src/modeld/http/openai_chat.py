@@ -48,7 +48,8 @@ class ChatCompletions:
         headers: Headers = ()
         if result.end.receipt is not None:
             headers = ((RECEIPT_HEADER, receipt_header(result.end.receipt)),)
-        await exchange.reply(completion(result, id=id, created=created, model=request.model), headers=headers)
+        body = completion(result, id=id, created=created, model=request.model, logprobs=bool(request.logprobs))
+        await exchange.reply(body, headers=headers)
 
 
 async def joined(answer: AbstractAsyncContextManager[Parts]) -> ChatResult:

@@ -34,7 +34,7 @@ class _Strict(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     pass
 
 
-class _CacheMark(_Strict, frozen=True):
+class CacheMark(_Strict, frozen=True):
     """Where a vendor's cache may end. Here every beginning is kept: it is understood, and changes nothing."""
 
     mode: Literal["explicit"]
@@ -50,7 +50,7 @@ class _Ephemeral(_Strict, frozen=True):
 
 class _Text(_Strict, tag_field="type", tag="text", frozen=True):
     text: str
-    prompt_cache_breakpoint: _CacheMark | None = None
+    prompt_cache_breakpoint: CacheMark | None = None
     cache_control: _Ephemeral | None = None
 
 
@@ -65,7 +65,7 @@ class _ImageUrl(_Strict, frozen=True):
 
 class _Image(_Strict, tag_field="type", tag="image_url", frozen=True):
     image_url: _ImageUrl
-    prompt_cache_breakpoint: _CacheMark | None = None
+    prompt_cache_breakpoint: CacheMark | None = None
     cache_control: _Ephemeral | None = None
 
 
@@ -170,12 +170,21 @@ class _FittingSchema(_Strict, tag_field="type", tag="json_schema", frozen=True):
     json_schema: _Schema
 
 
-class _StreamOptions(_Strict, frozen=True):
-    include_usage: bool | None = None
+class PlainStreamOptions(_Strict, frozen=True):
+    """``include_obfuscation`` is only false: there is none."""
+
     include_obfuscation: bool | None = None
 
 
-class _CacheOptions(_Strict, frozen=True):
+class StreamOptions(PlainStreamOptions, frozen=True):
+    """Also with ``include_usage``."""
+
+    include_usage: bool | None = None
+
+
+class CacheOptions(_Strict, frozen=True):
+    """Understood like :class:`CacheMark`."""
+
     mode: Literal["implicit", "explicit"] | None = None
     ttl: Literal["30m"] | None = None
 
@@ -186,7 +195,7 @@ class ChatRequest(_Strict, frozen=True):
     model: str
     messages: list[_System | _Developer | _User | _Assistant | _ToolResult]
     stream: bool | None = None
-    stream_options: _StreamOptions | None = None
+    stream_options: StreamOptions | None = None
     temperature: float | None = None
     top_p: float | None = None
     max_tokens: int | None = None
@@ -207,7 +216,7 @@ class ChatRequest(_Strict, frozen=True):
     safety_identifier: str | None = None
     metadata: dict[str, str] | None = None
     prompt_cache_key: str | None = None
-    prompt_cache_options: _CacheOptions | None = None
+    prompt_cache_options: CacheOptions | None = None
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     store: bool | None = None
     service_tier: Literal["auto", "default"] | None = None
@@ -266,30 +275,24 @@ class ChatRequest(_Strict, frozen=True):
             think=self._think(),
             shift=self.shift,
             truncate=self.truncate,
+            logprobs=self.logprobs,
+            top_logprobs=self.top_logprobs,
         )
 
     def _check(self) -> None:
-        refused = (
-            ("logprobs", self.logprobs),
-            ("top_logprobs", self.top_logprobs),
-            ("store", self.store),
-            ("stream_options.include_obfuscation", self.stream_options and self.stream_options.include_obfuscation),
-        )
-        for name, value in refused:
-            if value:
-                raise NotSupportedError(f"{name} is not supported here; leave it out", feature=name)
+        if self.store:
+            raise NotSupportedError("store is not supported here; leave it out", feature="store")
         pairs = (("max_tokens", "max_completion_tokens"), ("think", "reasoning_effort"), ("user", "safety_identifier"))
         for one, other in pairs:
             values = (getattr(self, one), getattr(self, other))
             if None not in values and values[0] != values[1]:
                 raise InvalidRequestError(f"{one} and {other} say the same: give one of them", parameter=one)
-        if self.stream_options is not None and not self.stream:
-            raise InvalidRequestError("stream_options are for streams: set stream", parameter="stream_options")
+        check_stream_options(self.stream_options, self.stream)
 
     def _think(self) -> str | None:
         if self.think is not None:
             return str(self.think)
-        return _EFFORT.get(self.reasoning_effort or "", self.reasoning_effort)
+        return think_of(self.reasoning_effort)
 
     def _tools(self) -> tuple[tuple[Tool, ...], str | None]:
         tools = tuple(_tool(tool, index) for index, tool in enumerate(self.tools or ()))
@@ -313,6 +316,22 @@ class ChatRequest(_Strict, frozen=True):
         schema = wanted.json_schema
         check_depth(schema.schema, "response_format.json_schema.schema")
         return ResponseFormat(schema=schema.schema, name=schema.name, strict=schema.strict is not False)
+
+
+def think_of(effort: str | None) -> str | None:
+    """The level of thinking that OpenAI calls so."""
+    return _EFFORT.get(effort or "", effort)
+
+
+def check_stream_options(options: PlainStreamOptions | None, stream: bool | None) -> None:
+    """:raises InvalidRequestError: they are of no stream. :raises NotSupportedError: one of them cannot be had."""
+    if options is None:
+        return
+    if not stream:
+        raise InvalidRequestError("stream_options are for streams: set stream", parameter="stream_options")
+    if options.include_obfuscation:
+        name = "stream_options.include_obfuscation"
+        raise NotSupportedError(f"{name} is not supported here; leave it out", feature=name)
 
 
 def _message(
@@ -351,15 +370,20 @@ def _pictures(content: str | list[_Text | _Image], wanted: bool, place: str) -> 
         where = f"{place}[{index}].image_url"
         if not wanted:
             raise NotSupportedError(f"{where}: models of this node take no images", feature=where)
-        match = _IMAGE_URL.fullmatch(part.image_url.url)
-        if match is None:
-            text = f"{where}: send the picture itself, as data:image/...;base64,...; the node fetches nothing"
-            raise InvalidRequestError(text, parameter=where)
-        try:
-            found.append(ImagePart(base64.b64decode(match[2], validate=True), match[1].lower()))
-        except binascii.Error:
-            raise InvalidRequestError(f"{where} is no base64", parameter=where) from None
+        found.append(picture(part.image_url.url, where))
     return tuple(found)
+
+
+def picture(url: str, where: str) -> ImagePart:
+    """The picture in a ``data:`` URL. :raises InvalidRequestError: it is none; ``where`` it stands."""
+    match = _IMAGE_URL.fullmatch(url)
+    if match is None:
+        text = f"{where}: send the picture itself, as data:image/...;base64,...; the node fetches nothing"
+        raise InvalidRequestError(text, parameter=where)
+    try:
+        return ImagePart(base64.b64decode(match[2], validate=True), match[1].lower())
+    except binascii.Error:
+        raise InvalidRequestError(f"{where} is no base64", parameter=where) from None
 
 
 def _tool(tool: _Tool, index: int) -> Tool:

@@ -7,14 +7,23 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from modeld.http.anthropic_messages import Messages
 from modeld.http.anthropic_models import AnthropicListing
+from modeld.http.anthropic_request import CountRequest, MessagesRequest
 from modeld.http.auth import Gate
+from modeld.http.completions import Completions
+from modeld.http.completions_request import CompletionsRequest
+from modeld.http.embeddings import EmbeddingsRequest, EmbeddingVectors
 from modeld.http.errors import Refusal
 from modeld.http.exchange import Endpoint, Exchange, Handler
 from modeld.http.guard import Guard
 from modeld.http.models import Models
 from modeld.http.openai_chat import ChatCompletions
 from modeld.http.openai_models import ModelListing
-from modeld.http.texts import Tokens
+from modeld.http.openai_request import ChatRequest
+from modeld.http.openapi import OpenApi
+from modeld.http.rerank import Reranking, RerankRequest
+from modeld.http.responses import Responses
+from modeld.http.responses_request import ResponsesRequest
+from modeld.http.texts import DetokenizeRequest, TokenizeRequest, Tokens
 from modeld.node.gateway import RepositoryService
 from modeld.session.contract import ModelService
 
@@ -28,12 +37,17 @@ def make_app(service: ModelService, gateway: RepositoryService, gate: Gate) -> A
         _get("/health", _health),
         _get("/v1/models", _either(listing.all, anthropic.all)),
         _get("/v1/models/{id:path}", _either(listing.one, anthropic.one)),
-        _post("/v1/chat/completions", ChatCompletions(models)),
-        _post("/v1/messages", messages.create),
-        _post("/v1/messages/count_tokens", messages.count),
-        _post("/tokenize", tokens.tokenize),
-        _post("/detokenize", tokens.detokenize),
+        _post("/v1/chat/completions", ChatCompletions(models), ChatRequest),
+        _post("/v1/responses", Responses(models), ResponsesRequest),
+        _post("/v1/completions", Completions(models), CompletionsRequest),
+        _post("/v1/embeddings", EmbeddingVectors(models), EmbeddingsRequest),
+        _post("/v1/rerank", Reranking(models), RerankRequest),
+        _post("/v1/messages", messages.create, MessagesRequest),
+        _post("/v1/messages/count_tokens", messages.count, CountRequest),
+        _post("/tokenize", tokens.tokenize, TokenizeRequest),
+        _post("/detokenize", tokens.detokenize, DetokenizeRequest),
     ]
+    routes.append(_get("/openapi.json", OpenApi(routes)))
     return Guard(Router(routes, redirect_slashes=False, default=_no_route), gate)
 
 
@@ -41,8 +55,8 @@ def _get(path: str, handler: Handler) -> Route:
     return Route(path, Endpoint(handler, "GET"))
 
 
-def _post(path: str, handler: Handler) -> Route:
-    return Route(path, Endpoint(handler, "POST"))
+def _post(path: str, handler: Handler, body: type | None = None) -> Route:
+    return Route(path, Endpoint(handler, "POST", body))
 
 
 def _either(openai: Handler, anthropic: Handler) -> Handler:

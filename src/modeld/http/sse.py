@@ -8,10 +8,10 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Protocol, Self, runtime_checkable
 
 from modeld.errors import CancelledError, ModeldError
-from modeld.http.errors import Refusal, error_body, failure_of
+from modeld.http.errors import Failure, Refusal, error_body, failure_of
 from modeld.http.exchange import Exchange
 from modeld.transport.errors import public_error
 from modeld.types import EndPart, StreamPart
@@ -44,6 +44,15 @@ class Encoder(Protocol):
 
     def end(self) -> bytes:
         """What follows the last one."""
+        ...
+
+
+@runtime_checkable
+class Failing(Protocol):
+    """An :class:`Encoder` whose dialect has an event of its own for what goes wrong in the middle."""
+
+    def failed(self, failure: Failure) -> bytes:
+        """The last event."""
         ...
 
 
@@ -85,6 +94,9 @@ class Feed:
             end: EndPart | None = None
             async with self._answer as parts:
                 async for part in parts:
+                    if end is not None:  # of one choice of several
+                        await self._ready.put(end)
+                        end = None
                     if isinstance(part, EndPart):
                         end = part
                     else:
@@ -129,13 +141,15 @@ def _encoded(
         if item is None:
             return b"".join([*data, encoder.end()]), True
         if isinstance(item, Exception):
-            return b"".join([*data, _broken(exchange, item)]), True
+            return b"".join([*data, _broken(exchange, item, encoder)]), True
         data.append(encoder.part(item))
     return b"".join(data), False
 
 
-def _broken(exchange: Exchange, error: Exception) -> bytes:
+def _broken(exchange: Exchange, error: Exception, encoder: Encoder) -> bytes:
     known = error if isinstance(error, ModeldError | Refusal) else public_error(error, "stream")
+    if isinstance(encoder, Failing):
+        return encoder.failed(failure_of(known))
     body = error_body(exchange.dialect, failure_of(known), exchange.request_id)
     return (b"event: error\n" if exchange.dialect == "anthropic" else b"") + event(body)
 

@@ -17,6 +17,7 @@ from modeld.node.sessions import SessionRecord
 from modeld.node.slot import Residency
 from modeld.node.snapshots import settled
 from modeld.session.streams import CancellableStream, never_ran
+from modeld.session.text_values import raw_prompt
 from modeld.session.values import ContextReport, PrefixStatus, SessionHandle, SnapshotInfo, SuffixStatus
 from modeld.thinking import parse_think
 from modeld.types import DecodeOptions, EndPart, Message, Receipt, StreamPart, Tool
@@ -105,6 +106,16 @@ class NodeSession:
         def request(id_: int, record: SessionRecord) -> Turn:
             overflow = record.config.overflow(shift, truncate)
             return Turn(id_, record.key, conversation, wanted, offered, level, overflow=overflow, client=caller)
+
+        return NodeStream(self, request)
+
+    def complete(self, prompt: str | Sequence[int], *, options: DecodeOptions | None = None) -> NodeStream:
+        """See :meth:`modeld.session.Session.complete`."""
+        self._require_open()
+        raw, wanted, caller = raw_prompt(prompt), options or DecodeOptions(), CALLER.get()
+
+        def request(id_: int, record: SessionRecord) -> Turn:
+            return Turn(id_, record.key, (), wanted, think="off", client=caller, raw=raw)
 
         return NodeStream(self, request)
 

@@ -122,6 +122,17 @@ class Session(Protocol):
         """
         ...
 
+    def complete(self, prompt: str | Sequence[int], *, options: DecodeOptions | None = None) -> PartStream:
+        """Go on with a text, or with token ids, as they are: no template is around it.
+
+        Text that spells a control token becomes that token, and what the model wants before every text is put there.
+        All that comes is text: neither thinking nor calls are looked for. Nothing leaves a full window. KV is found and
+        kept as for :meth:`turn`, of which this is one for the session: :meth:`decode` goes on from it.
+
+        :raises ContextOverflowError: from the stream: it does not fit the window; nothing changed.
+        """
+        ...
+
     async def explain(self) -> ContextReport:
         """What is resident, under which identity, what it cost, and why KV could not be reused. Loads no model."""
         ...

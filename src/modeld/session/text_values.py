@@ -30,6 +30,13 @@ MAX_VECTORS: Final = 32 << 20
 """Bytes of the vectors that one call is answered with."""
 
 
+class RawPrompt(Struct, frozen=True, omit_defaults=True):
+    """Text that goes on without a template, or its tokens, which are taken as they are."""
+
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+
+
 class EmbedInput(Struct, frozen=True, omit_defaults=True):
     """A text, or its tokens. Tokens are taken as they are: nothing is put before or behind them."""
 
@@ -114,6 +121,19 @@ class RenderedPrompt(Struct, frozen=True, kw_only=True):
     text: str
     tokens: tuple[int, ...]
     template: Literal["model", "default"] = "model"
+
+
+def raw_prompt(prompt: str | Sequence[int]) -> RawPrompt:
+    """What :meth:`modeld.session.Session.complete` goes on from.
+
+    :raises InvalidRequestError: it is empty, or neither text nor token ids.
+    """
+    if isinstance(prompt, bytes | bytearray) or not isinstance(prompt, str | Sequence):
+        kind = type(prompt).__name__
+        raise InvalidRequestError(f"a prompt is text or a list of token ids, not {kind}", parameter="prompt")
+    if not prompt:
+        raise InvalidRequestError("the prompt is empty: there is nothing to go on from", parameter="prompt")
+    return RawPrompt(prompt) if isinstance(prompt, str) else RawPrompt(tokens=tuple(prompt))
 
 
 def embed_inputs(inputs: Iterable[str | Sequence[int] | EmbedInput]) -> tuple[EmbedInput, ...]:

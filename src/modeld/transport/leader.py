@@ -24,6 +24,7 @@ from modeld.errors import (
     SessionClosedError,
 )
 from modeld.node.record import OwnerRecord
+from modeld.session.text_values import raw_prompt
 from modeld.session.values import (
     AuditReport,
     ContextReport,
@@ -258,15 +259,22 @@ class LeaderSession:
             was delivered (``delivered`` characters): nothing is repeated or mixed.
         """
         self._require_open()
-        options = options or DecodeOptions()
-        if options.seed is None and options.temperature > 0:
-            # Drawn here: the node tells its own only at the end, which a lost owner does not reach.
-            options = msgspec.structs.replace(options, seed=secrets.randbelow(_MAX_SEED + 1))
+        options = _seeded(options)
         asked = tuple(messages), tuple(tools)
 
         async def start(node: RemoteNode) -> RemoteStream:
             session = await self._on(node)
             return session.turn(asked[0], tools=asked[1], think=think, options=options, shift=shift, truncate=truncate)
+
+        return LeaderStream(self._route, self._route.current, start, self.settle, repeat=True)
+
+    def complete(self, prompt: str | Sequence[int], *, options: DecodeOptions | None = None) -> LeaderStream:
+        """See :meth:`modeld.session.Session.complete`; a lost owner is as in :meth:`turn`."""
+        self._require_open()
+        options, raw = _seeded(options), raw_prompt(prompt)
+
+        async def start(node: RemoteNode) -> RemoteStream:
+            return (await self._on(node)).complete(raw.text or raw.tokens, options=options)
 
         return LeaderStream(self._route, self._route.current, start, self.settle, repeat=True)
 
@@ -349,3 +357,14 @@ class LeaderSession:
     def _require_open(self) -> None:
         if self._closed:
             raise SessionClosedError(f"session {self._handle.name!r} was closed here; open it again")
+
+
+def _seeded(options: DecodeOptions | None) -> DecodeOptions:
+    """The same with a seed, where chance decides.
+
+    Drawn here: the node tells its own only at the end, which a lost owner does not reach.
+    """
+    options = options or DecodeOptions()
+    if options.seed is None and options.temperature > 0:
+        return msgspec.structs.replace(options, seed=secrets.randbelow(_MAX_SEED + 1))
+    return options

@@ -13,6 +13,7 @@ from modeld.session.text_values import (
     EmbedInput,
     InputOverflow,
     Ranking,
+    RawPrompt,
     RenderedPrompt,
     TokenList,
 )
@@ -128,7 +129,10 @@ class DecodeRequest(Struct, frozen=True, kw_only=True):
 
 
 class TurnRequest(Struct, frozen=True, kw_only=True):
-    """See :meth:`modeld.session.Session.turn`. ``request_id`` is what ``Cancel`` names."""
+    """See :meth:`modeld.session.Session.turn`. ``request_id`` is what ``Cancel`` names.
+
+    :param raw: what :meth:`modeld.session.Session.complete` goes on from; then all but ``options`` says nothing.
+    """
 
     handle: SessionHandle
     messages: tuple[Message, ...] = ()
@@ -138,6 +142,7 @@ class TurnRequest(Struct, frozen=True, kw_only=True):
     request_id: str = ""
     shift: bool | None = None
     truncate: bool | None = None
+    raw: RawPrompt | None = None
 
 
 class VectorsRequest(Struct, frozen=True, kw_only=True):

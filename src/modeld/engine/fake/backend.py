@@ -83,6 +83,11 @@ class FakeSampler:
         """Nothing to free."""
 
 
+def _written_call(call: str) -> str:
+    name, _, arguments = call.partition(" ")
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments or "{}"}}}\n</tool_call>'
+
+
 def _has(allowed: bytes, token: int) -> bool:
     return token < len(allowed) * 8 and bool(allowed[token >> 3] >> (token & 7) & 1)
 
@@ -221,6 +226,5 @@ class FakeBackend(FakeLexicon):
         if command == "!count" and rest.isdigit():
             return " ".join(map(str, range(1, int(rest) + 1)))
         if command == "!call":
-            name, _, arguments = rest.partition(" ")
-            return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments or "{}"}}}\n</tool_call>'
+            return "\n".join(map(_written_call, rest.split(" && ")))
         return f"{asked} #{zlib.crc32(before.encode('utf-8', 'surrogatepass'), self._adapted):08x}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 from modeld.errors import DeadlineExceededError, SessionClosedError
+from modeld.session.text_values import raw_prompt
 from modeld.session.values import (
     AuditReport,
     ContextReport,
@@ -240,6 +241,13 @@ class RemoteSession:
             shift=shift,
             truncate=truncate,
         )
+        return self._turn(template)
+
+    def complete(self, prompt: str | Sequence[int], *, options: DecodeOptions | None = None) -> RemoteStream:
+        """See :meth:`modeld.session.Session.complete`."""
+        return self._turn(TurnRequest(handle=self._live_handle(), raw=raw_prompt(prompt), options=options))
+
+    def _turn(self, template: TurnRequest) -> RemoteStream:
         # The handle of the moment it starts: another call may have moved the generation on.
         return RemoteStream(
             self._wire,

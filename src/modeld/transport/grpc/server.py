@@ -302,6 +302,9 @@ class GrpcServer:
         return self._session(request).decode(request.options)
 
     def _turn(self, request: TurnRequest) -> PartStream:
+        if request.raw is not None:
+            prompt = request.raw.tokens or request.raw.text
+            return self._session(request).complete(prompt, options=request.options)
         return self._session(request).turn(
             request.messages,
             tools=request.tools,

@@ -103,7 +103,7 @@ class DecodeRequest(_message.Message):
     def __init__(self, handle: _Optional[_Union[SessionHandle, _Mapping]] = ..., options: _Optional[_Union[DecodeOptions, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class TurnRequest(_message.Message):
-    __slots__ = ("handle", "messages", "tools", "think", "options", "request_id", "shift", "truncate")
+    __slots__ = ("handle", "messages", "tools", "think", "options", "request_id", "shift", "truncate", "raw")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     TOOLS_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +112,7 @@ class TurnRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     SHIFT_FIELD_NUMBER: _ClassVar[int]
     TRUNCATE_FIELD_NUMBER: _ClassVar[int]
+    RAW_FIELD_NUMBER: _ClassVar[int]
     handle: SessionHandle
     messages: _containers.RepeatedCompositeFieldContainer[Message]
     tools: _containers.RepeatedCompositeFieldContainer[Tool]
@@ -120,7 +121,16 @@ class TurnRequest(_message.Message):
     request_id: str
     shift: bool
     truncate: bool
-    def __init__(self, handle: _Optional[_Union[SessionHandle, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., think: _Optional[str] = ..., options: _Optional[_Union[DecodeOptions, _Mapping]] = ..., request_id: _Optional[str] = ..., shift: _Optional[bool] = ..., truncate: _Optional[bool] = ...) -> None: ...
+    raw: RawPrompt
+    def __init__(self, handle: _Optional[_Union[SessionHandle, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., think: _Optional[str] = ..., options: _Optional[_Union[DecodeOptions, _Mapping]] = ..., request_id: _Optional[str] = ..., shift: _Optional[bool] = ..., truncate: _Optional[bool] = ..., raw: _Optional[_Union[RawPrompt, _Mapping]] = ...) -> None: ...
+
+class RawPrompt(_message.Message):
+    __slots__ = ("text", "tokens")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class VectorsRequest(_message.Message):
     __slots__ = ("ref", "inputs", "normalize", "dimensions", "overflow", "context")

@@ -124,9 +124,9 @@ async def test_another_kind_of_kv_is_named(world: World) -> None:
     session = await world.open(name)
     question = [header(session, 10), Message("user", world.engine.asks[0])]
     await ask(session, question)
-    stop = stop_of((await ask(await world.open(name, kv_type="q8_0"), question)).receipt)
+    stop = stop_of((await ask(await world.open(name, kv_type=world.engine.other_kv), question)).receipt)
     assert stop.reason == "model_changed"
-    assert "the kv type was f16 and is q8_0" in stop.detail
+    assert f"the kv type was f16 and is {world.engine.other_kv}" in stop.detail
 
 
 async def test_ps_tells_what_need_not_be_computed_again(world: World) -> None:

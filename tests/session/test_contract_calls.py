@@ -298,12 +298,12 @@ async def test_snapshot_of_another_kind_of_kv_is_refused_by_field(world: World) 
     session = await world.open()
     await session.turn([Message("user", world.engine.asks[1])], options=GREEDY).join()
     saved = await session.snapshot()
-    quantized = await world.open(kv_type="q8_0")
-    before = await quantized.turn([Message("user", world.engine.asks[1])], options=GREEDY).join()
+    other = await world.open(kv_type=world.engine.other_kv)
+    before = await other.turn([Message("user", world.engine.asks[1])], options=GREEDY).join()
     with pytest.raises(ManifestMismatchError) as caught:
-        await quantized.restore(saved.id)
+        await other.restore(saved.id)
     assert caught.value.field == "kv_type"
-    assert (await quantized.explain()).resident == before.receipt.resident
+    assert (await other.explain()).resident == before.receipt.resident
 
 
 async def test_damaged_snapshot_is_refused_and_changes_nothing(world: World) -> None:

@@ -82,6 +82,7 @@ class FakeBackend(FakeLexicon):
 
     kv_layout = "runes"
     grows = True
+    copies = False
 
     def __init__(self, request: Load) -> None:
         self._cells: dict[int, dict[int, list[int]]] = {}

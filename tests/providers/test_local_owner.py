@@ -30,6 +30,7 @@ from modeld.providers.llama import LlamaWire
 from modeld.providers.openvino import OpenvinoWire
 from modeld.repository import CatalogOptions, Provider, RetryPolicy, new_catalog_provider
 from modeld.repository.provider import WireCatalog
+from modeld.transport import host
 from modeld.transport.host import HostConfig, hosted
 from support.engines import TINY_F16
 
@@ -50,8 +51,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-async def owner(root: Path) -> AsyncIterator[None]:
-    """A node of this very process."""
+async def owner(root: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """A node of this very process, without OpenVINO whatever is installed."""
+    monkeypatch.setattr(host, "serves_openvino", lambda: False)
     async with hosted(HostConfig(node=NodeConfig(data_root=root)), lambda: None):
         yield
         if modeld.available():

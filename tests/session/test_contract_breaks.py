@@ -135,7 +135,9 @@ async def test_ps_tells_what_need_not_be_computed_again(world: World) -> None:
     for name in names:
         await ask(await world.open(name), [Message("user", f"{name} {RULES}")])
     infos = {info.name: info for info in await world.service.sessions()}
-    assert infos[names[0]].hot == 0
+    left = [name for name in names if infos[name].hot == 0]
+    # Where idle copies slow no stream, only those leave whose sequence is needed, and the first one's is copied from.
+    assert len(left) >= 4 if world.engine.copies else names[0] in left
     assert infos[names[-1]].hot > 0
     for name in names:
         # Those that left the engine are in RAM.

@@ -42,6 +42,9 @@ class EngineCase:
     long_ask: str
     shares: bool = True
     """Any beginning of a conversation can be taken up again; else only where the engine kept the state."""
+    copies: bool = False
+    """A beginning that sessions share is copied, not held once."""
+    embeds: bool = True
     other_kv: str = "q8_0"
     """A KV type besides f16."""
 
@@ -159,5 +162,12 @@ ENGINES = {
         long_ask="Count to 60.",
     ),
 }
-ENGINES["openvino"] = replace(ENGINES["llama"], name="openvino", ref=ModelRef(path=str(TINY_IR)), other_kv="f32")
+ENGINES["openvino"] = replace(
+    ENGINES["llama"],
+    name="openvino",
+    ref=ModelRef(path=str(TINY_IR)),
+    copies=True,
+    embeds=False,
+    other_kv="f32",
+)
 """The same model: its tokeniser and template must make the same of a conversation."""

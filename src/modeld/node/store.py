@@ -188,13 +188,13 @@ class ModelStore:
         return known
 
     def _locate(self, ref: ModelRef) -> tuple[str, Path]:
-        name = _checked_name(ref.name) if ref.name else ""
+        name = checked_name(ref.name) if ref.name else ""
         if ref.path:
             path = Path(ref.path)
             if not path.is_absolute():
                 raise InvalidRequestError(f"A model's path must be absolute, not {ref.path!r}.", parameter="path")
             if os.path.isfile(path) or is_ir(path):
-                return name or _checked_name(_stem(path)), path
+                return name or checked_name(_stem(path)), path
             if not name:
                 raise self._not_found(f"There is no model file {path}.", ref.path)
         if name == BUNDLED_NAME and ref.type != "openvino":
@@ -342,7 +342,8 @@ def _is_name(name: str) -> bool:
     return bool(shaped) and _is_utf8(name) and len(name.encode()) <= 200
 
 
-def _checked_name(name: str) -> str:
+def checked_name(name: str) -> str:
+    """``name``. :raises InvalidRequestError: it can be no model's."""
     if not _is_name(name):
         raise InvalidRequestError(
             f"A model's name is 1 to 200 bytes without slashes, controls or a leading dot, not {name[:40]!r}.",

@@ -183,9 +183,8 @@ class TextCalls:
 
 
 def _no_vectors(model: ResolvedModel) -> NotSupportedError:
-    return NotSupportedError(
-        f"{model.name} is an OpenVINO model, and vectors are made by llama.cpp alone: use a GGUF", feature="embed"
-    )
+    text = f"{model.name} is an OpenVINO model, which embeds and ranks nothing here: use a GGUF"
+    return NotSupportedError(text, feature="embed")
 
 
 def _vector_want(model: ResolvedModel, context: int) -> Want:

@@ -17,6 +17,12 @@ TOKENIZER_FILES: Final = (
 )  # fmt: skip
 """What decides how text becomes tokens and back, and which of them end an answer."""
 
+_END_NAMES: Final = frozenset(
+    b"<|endoftext|> <|im_end|> <|eot_id|> <|eom_id|> <|end|> <|return|> <|call|> <end_of_turn> <|end_of_text|> <|eot|> "
+    b"<|END_OF_TURN_TOKEN|> </s> <EOT> [EOS]".split()
+)
+"""Control tokens that end an answer whatever the configuration says of them, as llama.cpp has it."""
+
 _MAX_JSON: Final = 256 << 20
 
 
@@ -47,6 +53,7 @@ class OpenvinoLexicon:
         self._fill_doubles(set(ids.values()))
         self._special = added
         self._ends = _ends(folder, self._tokenizer.get_eos_token_id(), self.vocabulary)
+        self._ends |= {token for token in self._control if self.piece(token) in _END_NAMES}
         self.bos, self.eos = self._tokenizer.get_bos_token(), self._tokenizer.get_eos_token()
         self.add_bos = self._adds_bos()
         self.template_source = _template(folder, self._tokenizer)

@@ -60,12 +60,14 @@ class OpenvinoRuntime:
         graph = read_graph(self._core, Path(request.path) / "openvino_model.xml", request.name)
         device = "CPU" if request.gpu_layers == 0 or not self.devices else _best(self.devices).name
         properties = _properties(device, request)
-        try:
-            compiled = self._core.compile_model(graph.model, device, properties)
-        except RuntimeError as error:
-            raise ModelLoadError(f"OpenVINO cannot compile {request.name}: {first_line(error)}") from error
-        layout = "states, " + ", ".join(f"{key} {value}" for key, value in sorted(_told(compiled, device).items()))
-        return OpenvinoBackend(compiled, graph.inputs, graph.rows, request, layout)
+
+        def compiled() -> Any:
+            try:
+                return self._core.compile_model(graph.model, device, properties)
+            except RuntimeError as error:
+                raise ModelLoadError(f"OpenVINO cannot compile {request.name}: {first_line(error)}") from error
+
+        return OpenvinoBackend(compiled, graph.inputs, graph.rows, request, device)
 
     def embedder(self, request: Load) -> Embedder:
         """:raises NotSupportedError: always; vectors are made by llama.cpp."""
@@ -92,18 +94,6 @@ def _properties(device: str, request: Load) -> dict[str, Any]:
         # Others use the machine as well: a pinned thread waits for its core.
         "ENABLE_CPU_PINNING": False,
     }
-
-
-def _told(compiled: Any, device: str) -> dict[str, str]:
-    """What the compiled graph says of its numbers."""
-    keys = ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
-    supported = set(compiled.get_property("SUPPORTED_PROPERTIES"))
-    told = {key.lower(): _plain(compiled.get_property(key)) for key in keys if key in supported}
-    return {"device": device, **told}
-
-
-def _plain(value: Any) -> str:
-    return str(value.get_type_name() if hasattr(value, "get_type_name") else value)
 
 
 def _devices(core: Any, wanted: str) -> tuple[Device, ...]:

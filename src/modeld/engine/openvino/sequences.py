@@ -41,8 +41,6 @@ class SequenceKV:
         self._pieces: list[Layers] = []
         self.tokens = 0
         """Tokens it holds."""
-        self.unsure = False
-        """A step began and did not end well: some states may hold more. Cut it before the next one."""
 
     def measured(self) -> int:
         """Tokens, counted in the states, or where there are none, in the arrays."""
@@ -77,7 +75,7 @@ class SequenceKV:
         return parts[0] if len(parts) == 1 else numpy.concatenate(parts, axis=2)
 
     def layers(self) -> Layers:
-        """All it holds; kept until :meth:`forget_copy` or the next step. :raises StateError: a state is too short."""
+        """All it holds; kept until :meth:`forget_copy` or the next step. :raises StateError: a state is not as long."""
         if self._pieces or not self.tokens:
             if len(self._pieces) > 1:
                 self._pieces = [[self._joined(layer) for layer in range(len(self._heads))]]
@@ -85,10 +83,9 @@ class SequenceKV:
         layers = []
         for state in self._request.query_state():
             values = state.state.data
-            if values.shape[2] < self.tokens:
-                raise StateError(f"a state has {values.shape[2]} of {self.tokens} tokens")
-            # A step that was ended in the middle has put its tokens into some layers.
-            layers.append(values[:, :, : self.tokens].astype(self._kind))
+            if values.shape[2] != self.tokens:
+                raise StateError(f"a state has {values.shape[2]} tokens and should have {self.tokens}")
+            layers.append(values.astype(self._kind))
         self._pieces = [layers]
         return layers
 
@@ -106,7 +103,12 @@ class SequenceKV:
         layers = [values[:, :, :keep].copy() for values in self.layers()] if keep else []
         self._request = None
         self._pieces = [layers] if keep else []
-        self.tokens, self.unsure = keep, False
+        self.tokens = keep
+
+    def detach(self) -> None:
+        """Hold it in arrays only."""
+        self.layers()
+        self._request = None
 
     def append(self, layers: Layers) -> None:
         """Hold these behind the others."""

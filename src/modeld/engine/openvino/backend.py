@@ -98,10 +98,13 @@ class OpenvinoBackend(OpenvinoLexicon):
         requests then fail or, for all that is known, compute something else.
         """
         for sequence in self._sequences:
-            if sequence is broken:
-                sequence.cut(0)
-            else:
-                sequence.detach()
+            try:
+                if sequence is not broken:
+                    sequence.detach()
+                    continue
+            except StateError as error:
+                print(f"modeld engine: a sequence is lost: {error}", file=sys.stderr)
+            sequence.cut(0)
         self._compiled = self._compile()
 
     def _make(self) -> Any:
@@ -136,11 +139,12 @@ class OpenvinoBackend(OpenvinoLexicon):
             return False
         try:
             if start < kv.tokens:
-                kv.cut(min(start, kv.tokens))
+                kv.cut(start)
         except (RuntimeError, StateError) as error:
             print(f"modeld engine: {first_line(error)}", file=sys.stderr)
             return False
-        return True
+        # It may have lost more than that in a step that failed.
+        return start == 0 or kv.tokens == start or end >= 0
 
     def share(self, source: int, target: int, start: int = 0, end: int = -1) -> None:
         """Copy the source's positions behind the target's."""

@@ -72,11 +72,11 @@ async def audit(node: Node) -> tuple[str, ...]:
     return tuple(await engine.engine.call(Audit(engine.engine.next_id()), tuple[str, ...]))
 
 
-async def test_ten_turns_hold_in_the_states_what_the_receipts_say(node: Node) -> None:
+async def test_ten_turns_hold_in_the_states_what_the_receipts_say(node: Node, tmp_path: Path) -> None:
     session = await node.open_session(CASE.ref)
     conversation: list[Message] = []
     resident = 0
-    for ask in CASE.asks:
+    for turn, ask in enumerate(CASE.asks):
         conversation.append(Message("user", ask))
         result = await session.turn(conversation, options=GREEDY).join()
         assert result.receipt.reused == resident
@@ -84,16 +84,15 @@ async def test_ten_turns_hold_in_the_states_what_the_receipts_say(node: Node) ->
         resident = result.receipt.resident
         assert (await node.status()).ledger.cells_used == resident
         assert (await audit(node)) == ()
-        alone = await node.open_session(CASE.ref, SessionConfig(name=f"cold {len(conversation)}"))
-        await node.unload()
-        assert (await alone.turn(conversation, options=GREEDY).join()).text == result.text
-        await alone.close()
-        await node.unload()
-        # The tape as it was, from files.
-        back = await session.turn(conversation, options=GREEDY).join()
-        assert back.text == result.text
-        resident = back.receipt.resident
         conversation.append(result.message)
+        if turn in (0, 4, 9):
+            # Greedy, and computed from nothing.
+            cold = Node(NodeConfig(data_root=tmp_path))
+            alone = await (await cold.open_session(CASE.ref)).turn(conversation[:-1], options=GREEDY).join()
+            assert (alone.text, alone.receipt.reused) == (result.text, 0)
+            await cold.aclose()
+            shutil.rmtree(tmp_path / "kv", ignore_errors=True)
+            shutil.rmtree(tmp_path / "sessions", ignore_errors=True)
 
 
 async def test_a_fork_of_two_thousand_tokens_prefills_nothing(node: Node) -> None:

@@ -92,7 +92,7 @@ def test_flags_follow_the_owners_life_and_dial_nobody(root: Path, monkeypatch: p
             assert flags(provider) == {True}
             assert (provider.can_embed, provider.can_vision, provider.can_think) == (True, False, False)
             assert not provider_of("openvino").can_embed
-            assert flags(provider_of("openvino")) == {False}
+            assert flags(provider_of("openvino")) == {"openvino" in modeld.client.owner().serves}
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait()

@@ -191,13 +191,20 @@ class Pool:
 
     def _move(self, session: EngineSession, donor: int, length: int) -> None:
         """Give the session an id, and the donor's first cells."""
+        if not self._room_to_copy(length, keep=donor, wanted_by=session):
+            if session.sequence is None and (donor in self._branches or self._owner_rests(donor)):
+                self._save_all(donor, BRANCH_WEIGHT)
+                self._take_over(session, donor, length)
+                return
+            # It is computed, when a step has made room.
+            self.give_sequence(session)
+            session.hot = 0
+            return
         if session.sequence is None:
             if not self._free and not self.evict_idle(session, keep=donor):
                 self._take_over(session, donor, length)
                 return
             session.sequence = self._free.pop()
-        if not self._room_to_copy(length, keep=donor, wanted_by=session):
-            return  # It is computed, when a step has made room.
         self._backend.share(donor, session.sequence, 0, length)
         self._tree.share(donor, session.sequence, length)
         session.hot = length
@@ -208,6 +215,9 @@ class Pool:
             if not self.evict_idle(wanted_by, keep=keep):
                 return False
         return True
+
+    def _owner_rests(self, sequence: int) -> bool:
+        return any(session.sequence == sequence for session in self._idle(None))
 
     def _take_over(self, session: EngineSession, donor: int, length: int) -> None:
         """No id is left but the donor's own: the session gets it, with the beginning that it needs."""

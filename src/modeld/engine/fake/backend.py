@@ -10,7 +10,7 @@ the KV shows as a wrong answer. Messages that begin with a command do more:
 
 With thinking on, the answer begins with one thought. A model name ``fake:delay=0.01,window=512`` sets seconds per token
 and the trained window; with ``whole=1`` a sequence can only be shared, saved and forgotten as a whole, as that of a
-recurrent model.
+recurrent model, and with ``copies=1`` what is shared is copied.
 """
 
 from __future__ import annotations
@@ -82,7 +82,6 @@ class FakeBackend(FakeLexicon):
 
     kv_layout = "runes"
     grows = True
-    copies = False
 
     def __init__(self, request: Load) -> None:
         self._cells: dict[int, dict[int, list[int]]] = {}
@@ -92,6 +91,7 @@ class FakeBackend(FakeLexicon):
         settings = fake_settings(request.name)
         self._delay = settings["delay"]
         self.shares = not settings["whole"]
+        self.copies = bool(settings["copies"])
         self._abort = False
         self.rows: list[int] = []
 
@@ -127,6 +127,7 @@ class FakeBackend(FakeLexicon):
         cells = self._cells.setdefault(sequence, {})
         if not self.shares and start and len(cells) > start:
             return False
+        assert not self.copies or end < 0, "a copy is whole: nothing in its middle is forgotten"
         for position in [p for p in cells if p >= start and (end < 0 or p < end)]:
             del cells[position]
         return True
@@ -138,7 +139,8 @@ class FakeBackend(FakeLexicon):
         for position, cell in self._cells.get(source, {}).items():
             if position >= start and (end < 0 or position < end):
                 assert position not in cells, f"sequence {target} holds position {position} twice"
-                cells[position] = cell if self.shares else list(cell)
+                cells[position] = cell if self.shares and not self.copies else list(cell)
+        assert not self.copies or self.used() <= self._limit, f"{self.used()} of {self._limit} cells"
 
     def tape(self, sequence: int) -> list[int]:
         """The tokens that a sequence holds."""

@@ -22,8 +22,9 @@ KINDS: dict[str, type[numpy.floating[Any]]] = {"f16": numpy.float16, "f32": nump
 
 _NUMBERS = ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
 
-PIECE = 128
-"""Tokens of a sequence that are computed at once. The 90m shape took 1,150 a second in pieces of 128 as of 512."""
+PIECE = 256
+"""Tokens of a sequence that are computed at once, between two looks at whether to stop. On busy cores 2,000 tokens of
+the 90m shape went at 545 a second at best in pieces of 128, 775 in pieces of 256, 696 in pieces of 512."""
 
 
 class OpenvinoBackend(OpenvinoLexicon):

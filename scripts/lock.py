@@ -30,7 +30,7 @@ BUILD_TOOLS = (
     "scikit-build-core",  # build backend of llama-cpp-python
     "setuptools",  # build backend of forbiddenfruit
 )
-EXTRAS = ("llama", "openai", "google", "ollama", "anthropic", "keyring", "otel", "http", "testing", "dev")
+EXTRAS = ("llama", "openvino", "openai", "google", "ollama", "anthropic", "keyring", "otel", "http", "testing", "dev")
 HEADER = "# Written by `make lock`; do not edit.\n"
 
 

@@ -187,7 +187,7 @@ def test_doctor_fails_on_a_folder_that_others_may_write(command: CommandLine) ->
 def test_version_says_what_is_installed(command: CommandLine) -> None:
     found = command("version", "--json").json
     assert set(found) == {"version", "protocol", "python", "backends"}
-    assert found["backends"] == ["llama"]
+    assert found["backends"] == ["llama", "openvino"]
     assert found["version"] in command("version").out
 
 
@@ -213,7 +213,7 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_only_on_demand(command:
 def test_help_of_every_command_and_what_it_costs(command: CommandLine) -> None:
     listed = command("--help").out.partition("Commands:\n")[2]
     names = [line.split()[0] for line in listed.splitlines() if line.startswith("  ") and line[2] != " "]
-    expected = "serve run chat status ps who models describe load unload embed tokens stop"
+    expected = "serve run chat status ps who models describe import load unload embed tokens stop"
     expected += " token install-service doctor version"
     assert " ".join(names) == f"{expected} sessions backends"
     groups = {"sessions": "list show fork rm export import", "backends": "add list rm models"}

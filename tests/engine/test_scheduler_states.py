@@ -333,6 +333,18 @@ class KeptSessions(WarmSessions):
         assert len({tuple(one.tokens) for one in kept._all}) == len(kept._all)
 
 
+class CopiedSessions(WarmSessions):
+    """The same where sharing is copying."""
+
+    load = structs.replace(LOAD, name="fake:copies=1", ram=2000)
+
+    @invariant()
+    def each_copy_counts(self) -> None:
+        pool = self.engine.scheduler._pool
+        assert pool.used() == self.engine.backend.used() <= self.load.cells
+        assert pool.audit() == ()
+
+
 BOUNDS = settings(max_examples=300, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
 TestSessions = Sessions.TestCase
 TestSessions.settings = BOUNDS
@@ -342,6 +354,8 @@ TestWholeSessions = WholeSessions.TestCase
 TestWholeSessions.settings = BOUNDS
 TestKeptSessions = KeptSessions.TestCase
 TestKeptSessions.settings = BOUNDS
+TestCopiedSessions = CopiedSessions.TestCase
+TestCopiedSessions.settings = BOUNDS
 
 
 def test_what_was_evicted_comes_back_from_ram() -> None:

@@ -29,7 +29,7 @@ GREEDY = DecodeOptions(temperature=0, max_tokens=16)
 REST_SECONDS = 5.0
 
 
-@pytest.fixture(params=["fake", "llama"])
+@pytest.fixture(params=["fake", "llama", "openvino"])
 def case(request: pytest.FixtureRequest) -> EngineCase:
     return ENGINES[request.param]
 

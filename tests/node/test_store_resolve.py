@@ -173,6 +173,7 @@ def test_another_type_is_refused_before_any_file_is_read(
     root: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_module, "read_header", lambda path: pytest.fail("it was read"))
+    monkeypatch.setattr(store_module, "serves_openvino", lambda: False)
     with pytest.raises(BackendMismatchError) as caught:
         ModelStore(root).resolve(ModelRef(name="tiny", type=kind))
     assert caught.value.details == {"wanted": kind, "served": ["llama"]}

@@ -30,6 +30,7 @@ from modeld.providers.llama import LlamaWire
 from modeld.providers.openvino import OpenvinoWire
 from modeld.repository import CatalogOptions, Provider, RetryPolicy, new_catalog_provider
 from modeld.repository.provider import WireCatalog
+from modeld.transport import host
 from modeld.transport.host import HostConfig, hosted
 from support.engines import TINY_F16
 
@@ -50,8 +51,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-async def owner(root: Path) -> AsyncIterator[None]:
-    """A node of this very process."""
+async def owner(root: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """A node of this very process, without OpenVINO whatever is installed."""
+    monkeypatch.setattr(host, "serves_openvino", lambda: False)
     async with hosted(HostConfig(node=NodeConfig(data_root=root)), lambda: None):
         yield
         if modeld.available():
@@ -90,7 +92,7 @@ def test_flags_follow_the_owners_life_and_dial_nobody(root: Path, monkeypatch: p
             assert flags(provider) == {True}
             assert (provider.can_embed, provider.can_vision, provider.can_think) == (True, False, False)
             assert not provider_of("openvino").can_embed
-            assert flags(provider_of("openvino")) == {False}
+            assert flags(provider_of("openvino")) == {"openvino" in modeld.client.owner().serves}
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait()

@@ -29,11 +29,12 @@ from modeld import (
 from modeld.node.node import Node, NodeConfig
 from modeld.providers.llama import Found, LlamaWire, LocalWire
 from modeld.providers.node_wire import WORKSPACE, NodeWire
+from modeld.providers.openvino import OpenvinoWire
 from modeld.repository import CatalogOptions, RetryPolicy
 from modeld.repository.client import WireClient
 from modeld.session import ModelService
 from modeld.transport.host import HostConfig, hosted
-from support.engines import ENGINES, EngineCase
+from support.engines import DATA, ENGINES, TINY_IR, EngineCase
 
 pytestmark = pytest.mark.anyio
 
@@ -60,11 +61,12 @@ class World:
     client: Callable[[], WireClient]
 
 
-@pytest.fixture(scope="module", params=["fake", "llama"])
+@pytest.fixture(scope="module", params=["fake", "llama", "openvino"])
 async def world(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, anyio_backend: str
 ) -> AsyncIterator[World]:
-    """``fake``: in a node, which hands itself in. ``llama``: the client of the data root, over its unix socket."""
+    """``fake``: in a node, which hands itself in. The others: the client of the data root, over its unix socket;
+    ``openvino`` has a folder of models, ``llama`` the node's own."""
     root = tmp_path_factory.mktemp("root")
     config = NodeConfig(data_root=root, allow_fake=True)
     async with AsyncExitStack() as stack:
@@ -82,8 +84,11 @@ async def world(
             modeld.set_data_root(root)
             stack.callback(modeld.set_data_root, None)
             stack.push_async_callback((await modeld.client.shared_client()).aclose)
-            wire = LlamaWire(BackendSpec("llama"), CatalogOptions(retry=ONCE))
-            name = "tiny"
+            options = CatalogOptions(retry=ONCE)
+            if request.param == "llama":
+                wire, name = LlamaWire(BackendSpec("llama"), options), "tiny"
+            else:
+                wire, name = OpenvinoWire(BackendSpec("openvino", base_url=str(DATA)), options), TINY_IR.name
         yield World(ENGINES[request.param], node, lambda: WireClient(wire, wire.model(name)))
 
 
@@ -317,3 +322,13 @@ async def test_values_beyond_the_engines_are_refused(world: World) -> None:
         await world.client().chat([Message("user", "x")], seed=2**40)
     with pytest.raises(NotSupportedError):
         await world.client().chat([Message("user", "x", images=(modeld.ImagePart(b"x", "image/png"),))])
+
+
+async def test_the_record_names_what_is_served_and_what_is_resident(world: World) -> None:
+    await world.client().chat(beginning(world, "a look"), **GREEDY)
+    assert (await world.node.status()).engine.backend == world.engine.name  # type: ignore[union-attr]
+    if world.engine.name != "fake":
+        async with asyncio.timeout(10):
+            while modeld.backend() != world.engine.name:
+                await asyncio.sleep(0.01)
+        assert {"llama", "openvino"} <= set(modeld.client.owner().serves)

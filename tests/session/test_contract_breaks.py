@@ -124,9 +124,9 @@ async def test_another_kind_of_kv_is_named(world: World) -> None:
     session = await world.open(name)
     question = [header(session, 10), Message("user", world.engine.asks[0])]
     await ask(session, question)
-    stop = stop_of((await ask(await world.open(name, kv_type="q8_0"), question)).receipt)
+    stop = stop_of((await ask(await world.open(name, kv_type=world.engine.other_kv), question)).receipt)
     assert stop.reason == "model_changed"
-    assert "the kv type was f16 and is q8_0" in stop.detail
+    assert f"the kv type was f16 and is {world.engine.other_kv}" in stop.detail
 
 
 async def test_ps_tells_what_need_not_be_computed_again(world: World) -> None:
@@ -135,7 +135,9 @@ async def test_ps_tells_what_need_not_be_computed_again(world: World) -> None:
     for name in names:
         await ask(await world.open(name), [Message("user", f"{name} {RULES}")])
     infos = {info.name: info for info in await world.service.sessions()}
-    assert infos[names[0]].hot == 0
+    left = [name for name in names if infos[name].hot == 0]
+    # Where idle copies slow no stream, only those leave whose sequence is needed, and the first one's is copied from.
+    assert len(left) >= 4 if world.engine.copies else names[0] in left
     assert infos[names[-1]].hot > 0
     for name in names:
         # Those that left the engine are in RAM.

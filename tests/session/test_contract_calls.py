@@ -19,8 +19,10 @@ from modeld.errors import (
     SnapshotNotFoundError,
     StaleGenerationError,
 )
+from modeld.node import store
 from modeld.session import ModelRef, Session, SessionConfig
 from modeld.types import DecodeOptions, EndPart, Message, StreamPart, TextPart, ThinkingPart
+from support.engines import TINY_F16, TINY_IR
 
 from .conftest import World
 
@@ -298,12 +300,12 @@ async def test_snapshot_of_another_kind_of_kv_is_refused_by_field(world: World) 
     session = await world.open()
     await session.turn([Message("user", world.engine.asks[1])], options=GREEDY).join()
     saved = await session.snapshot()
-    quantized = await world.open(kv_type="q8_0")
-    before = await quantized.turn([Message("user", world.engine.asks[1])], options=GREEDY).join()
+    other = await world.open(kv_type=world.engine.other_kv)
+    before = await other.turn([Message("user", world.engine.asks[1])], options=GREEDY).join()
     with pytest.raises(ManifestMismatchError) as caught:
-        await quantized.restore(saved.id)
+        await other.restore(saved.id)
     assert caught.value.field == "kv_type"
-    assert (await quantized.explain()).resident == before.receipt.resident
+    assert (await other.explain()).resident == before.receipt.resident
 
 
 async def test_damaged_snapshot_is_refused_and_changes_nothing(world: World) -> None:
@@ -376,7 +378,7 @@ async def test_penalties_take_part(world: World) -> None:
     options = DecodeOptions(temperature=0, max_tokens=60, repeat_penalty=1.3, frequency_penalty=0.5, presence_penalty=1)
     result = await session.turn(question, options=options).join()
     plain = await session.turn(question, options=DecodeOptions(temperature=0, max_tokens=60)).join()
-    if world.engine.name == "llama":
+    if world.engine.name in ("llama", "openvino"):
         assert result.text != plain.text
     else:
         assert result.text == plain.text
@@ -464,20 +466,32 @@ async def test_digest_that_differs(world: World) -> None:
     assert len(caught.value.actual) == 64
 
 
-async def test_backend_that_the_node_does_not_serve(world: World) -> None:
+async def test_backend_that_the_node_does_not_serve(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "serves_openvino", lambda: False)
     with pytest.raises(BackendMismatchError) as caught:
         await world.service.open_session(ModelRef("tiny", type="openvino"))
     assert caught.value.wanted == "openvino"
     assert "llama" in caught.value.served
 
 
-async def test_file_of_a_backend_that_the_node_does_not_serve(world: World, tmp_path: Path) -> None:
+async def test_file_of_a_backend_that_the_node_does_not_serve(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "serves_openvino", lambda: False)
     (tmp_path / "openvino_model.xml").write_text("<net/>")
     for path in (tmp_path, tmp_path / "openvino_model.xml"):
         for type_ in ("", "llama"):
             with pytest.raises(BackendMismatchError) as caught:
                 await world.service.open_session(ModelRef(type=type_, path=str(path)))
             assert caught.value.wanted == "openvino"
+
+
+async def test_a_model_of_another_type_than_the_one_asked_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "serves_openvino", lambda: True)
+    for path, type_, actual in ((TINY_IR, "llama", "openvino"), (TINY_F16, "openvino", "llama")):
+        with pytest.raises(BackendMismatchError) as caught:
+            await world.service.open_session(ModelRef(type=type_, path=str(path)))
+        assert actual in caught.value.message
 
 
 async def test_bad_values_are_refused_before_anything_happens(world: World) -> None:

@@ -31,6 +31,13 @@ def apart(one: Sequence[float], two: Sequence[float]) -> float:
     return 1 - product / math.hypot(*one) / math.hypot(*two)
 
 
+@pytest.fixture
+def vectors(world: World) -> None:
+    """For tests of vectors: an engine may say that it makes none."""
+    if not world.engine.embeds:
+        pytest.skip("its description says embeds=False")
+
+
 async def embed(world: World, inputs: Any, **options: Any) -> Embeddings:
     return await world.service.embed(world.engine.ref, inputs, **options)
 
@@ -40,7 +47,8 @@ async def test_embedding_and_counting_beside_a_warm_session_evict_nothing(world:
     asked = [Message("user", world.engine.asks[0])]
     first = await session.turn(asked, options=GREEDY).join()
     before = await world.service.status()
-    await embed(world, ["one", "two"])
+    if world.engine.embeds:
+        await embed(world, ["one", "two"])
     await world.service.tokenize(world.engine.ref, "word " * 60_000)
     await world.service.tokenize("fake:window=512", "another model")
     await world.service.embed("fake:window=512", ["another model"])
@@ -55,29 +63,29 @@ async def test_embedding_and_counting_beside_a_warm_session_evict_nothing(world:
     assert not again.receipt.rebound
 
 
-async def test_a_thousand_texts_get_the_vectors_they_get_alone(world: World) -> None:
+async def test_a_thousand_texts_get_the_vectors_they_get_alone(world: World, vectors: None) -> None:
     # The way in changes nothing of the batches, and a state is computed for one text at a time.
     count = 1000 if world.way == "in-process" and world.engine.shares else 100
     draw = random.Random(5)
     words = [*world.engine.asks, "a", "river", "stone", "\N{SNOWMAN}"]
     texts = [" ".join(draw.choices(words, k=draw.randint(1, 9))) for _ in range(count)]
     whole = await embed(world, texts)
-    vectors = whole.vectors
-    assert len(vectors) == len(whole.items) == count
-    assert {len(vector) for vector in vectors} == {whole.dimensions}
+    found = whole.vectors
+    assert len(found) == len(whole.items) == count
+    assert {len(vector) for vector in found} == {whole.dimensions}
     order = draw.sample(range(count), count)
     shuffled = (await embed(world, [texts[at] for at in order])).vectors
-    assert max(apart(vectors[at], shuffled[n]) for n, at in enumerate(order)) < 1e-5
+    assert max(apart(found[at], shuffled[n]) for n, at in enumerate(order)) < 1e-5
     for at in order[:40]:
         alone = await embed(world, [texts[at]])
-        assert apart(alone.vectors[0], vectors[at]) < 1e-5
+        assert apart(alone.vectors[0], found[at]) < 1e-5
         assert alone.items == (whole.items[at],)
     counts = [len(world.engine.tokenize(text)) for text in texts]
     assert [item.tokens for item in whole.items] == [item.used for item in whole.items] == counts
     assert (whole.usage.input, whole.usage.output, whole.usage.source) == (sum(counts), 0, "counted")
 
 
-async def test_length_one_is_the_default_and_dimensions_are_the_first(world: World) -> None:
+async def test_length_one_is_the_default_and_dimensions_are_the_first(world: World, vectors: None) -> None:
     raw = await embed(world, ["What is this?"], normalize=False)
     unit = await embed(world, ["What is this?"])
     assert (raw.normalized, unit.normalized, unit.pooling) == (False, True, "mean")
@@ -93,7 +101,7 @@ async def test_length_one_is_the_default_and_dimensions_are_the_first(world: Wor
             await embed(world, ["x"], dimensions=wrong)
 
 
-async def test_what_is_too_long_is_an_error_or_cut_as_the_caller_says(world: World) -> None:
+async def test_what_is_too_long_is_an_error_or_cut_as_the_caller_says(world: World, vectors: None) -> None:
     await world.service.unload()
     text = " ".join(f"item {n}" for n in range(60))
     ids = world.engine.tokenize(text)
@@ -146,7 +154,7 @@ HOSTILE: list[tuple[Any, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("inputs", "options", "said"), HOSTILE, ids=range(len(HOSTILE)))
 async def test_hostile_input_is_refused_and_changes_nothing(
-    world: World, inputs: Any, options: dict[str, Any], said: str
+    world: World, vectors: None, inputs: Any, options: dict[str, Any], said: str
 ) -> None:
     before = await embed(world, ["still here"])
     if not isinstance(inputs, list | str):
@@ -155,6 +163,17 @@ async def test_hostile_input_is_refused_and_changes_nothing(
         await embed(world, inputs, **options)
     assert said in caught.value.message
     assert (await embed(world, ["still here"])).data == before.data
+
+
+async def test_an_engine_without_vectors_says_so_before_it_is_asked(world: World) -> None:
+    description = await world.service.describe(world.engine.ref)
+    assert description.embeds == world.engine.embeds
+    if not world.engine.embeds:
+        with pytest.raises(NotSupportedError, match="ranks nothing"):
+            await embed(world, ["x"])
+        for wrong in ([], [""], "text", [3]):
+            with pytest.raises(InvalidRequestError):
+                await embed(world, wrong)
 
 
 async def test_a_model_that_does_not_rank_says_so(world: World) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from modeld.types import Message, Receipt, Tool
 
 DATA = Path(__file__).parent.parent / "data"
 TINY_F16 = DATA / "tiny-f16.gguf"
+TINY_IR = DATA / "tiny-ov"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class EngineCase:
     long_ask: str
     shares: bool = True
     """Any beginning of a conversation can be taken up again; else only where the engine kept the state."""
+    copies: bool = False
+    """A beginning that sessions share is copied, not held once."""
+    embeds: bool = True
+    other_kv: str = "q8_0"
+    """A KV type besides f16."""
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] = (), think: str = "auto") -> list[int]:
         """Ids of the conversation with the generation prompt."""
@@ -156,3 +162,12 @@ ENGINES = {
         long_ask="Count to 60.",
     ),
 }
+ENGINES["openvino"] = replace(
+    ENGINES["llama"],
+    name="openvino",
+    ref=ModelRef(path=str(TINY_IR)),
+    copies=True,
+    embeds=False,
+    other_kv="f32",
+)
+"""The same model: its tokeniser and template must make the same of a conversation."""

@@ -11,6 +11,7 @@ from modeld._version import __version__
 from modeld.cli.backends import backends
 from modeld.cli.doctor import doctor
 from modeld.cli.errors import guarded
+from modeld.cli.importing import import_
 from modeld.cli.models import describe, load, models, unload
 from modeld.cli.node import ps, status, stop
 from modeld.cli.run import run
@@ -34,7 +35,7 @@ app = typer.Typer(
 )
 
 _COMMANDS: tuple[Callable[..., int], ...] = (
-    *(serve, run, chat, status, ps, who, models, describe, load, unload, embed, tokens, stop),
+    *(serve, run, chat, status, ps, who, models, describe, import_, load, unload, embed, tokens, stop),
     *(token, install_service, doctor, version),
 )
 
@@ -55,6 +56,6 @@ def _options(
 
 
 for _command in _COMMANDS:
-    app.command(_command.__name__.replace("_", "-"))(guarded(_command))
+    app.command(_command.__name__.rstrip("_").replace("_", "-"))(guarded(_command))
 app.add_typer(sessions, name="sessions")
 app.add_typer(backends, name="backends")

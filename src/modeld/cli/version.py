@@ -15,7 +15,8 @@ def version(as_json: JsonOption = False) -> int:
     from modeld.transport.methods import PROTOCOL
 
     # Looking for a package imports nothing of it.
-    backends = ["llama"] if find_spec("llama_cpp") is not None else []
+    packages = (("llama", "llama_cpp"), ("openvino", "openvino_genai"))
+    backends = [name for name, package in packages if find_spec(package) is not None]
     python = platform.python_version()
     if as_json:
         emit({"version": __version__, "protocol": PROTOCOL, "python": python, "backends": backends})

@@ -131,6 +131,8 @@ class Backend(Lexicon, Protocol):
     """What decides the bytes of KV besides :attr:`Load.kv_type`; part of the manifest."""
     grows: bool
     """Each token takes one of :attr:`Load.cells`. Without it a sequence is a state of one size."""
+    copies: bool
+    """:meth:`share` copies KV: a beginning takes cells in each sequence that holds it."""
 
     def step(self, slices: list[Slice]) -> StepResult:
         """Compute a batch. At most :attr:`Load.batch` tokens; a token has one sequence."""
@@ -152,7 +154,9 @@ class Backend(Lexicon, Protocol):
         ...
 
     def share(self, source: int, target: int, start: int = 0, end: int = -1) -> None:
-        """Let ``target`` hold ``source``'s positions too, without copying KV. It must hold none of its own there.
+        """Let ``target`` hold ``source``'s positions too. It must hold none of its own there.
+
+        KV is copied only where :attr:`copies` says so.
 
         A part of a sequence can be given only where :attr:`shares` is true.
         """

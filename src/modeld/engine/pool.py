@@ -191,6 +191,15 @@ class Pool:
 
     def _move(self, session: EngineSession, donor: int, length: int) -> None:
         """Give the session an id, and the donor's first cells."""
+        if not self._room_to_copy(length, keep=donor, wanted_by=session):
+            if session.sequence is None and (donor in self._branches or self._owner_rests(donor)):
+                self._save_all(donor, BRANCH_WEIGHT)
+                self._take_over(session, donor, length)
+                return
+            # It is computed, when a step has made room.
+            self.give_sequence(session)
+            session.hot = 0
+            return
         if session.sequence is None:
             if not self._free and not self.evict_idle(session, keep=donor):
                 self._take_over(session, donor, length)
@@ -199,6 +208,16 @@ class Pool:
         self._backend.share(donor, session.sequence, 0, length)
         self._tree.share(donor, session.sequence, length)
         session.hot = length
+
+    def _room_to_copy(self, length: int, *, keep: int | None = None, wanted_by: EngineSession | None = None) -> bool:
+        """Whether there are cells for a copy of so many tokens, where sharing is copying. Idle ones give way."""
+        while self._backend.copies and self.used() + length > self._cells:
+            if not self.evict_idle(wanted_by, keep=keep):
+                return False
+        return True
+
+    def _owner_rests(self, sequence: int) -> bool:
+        return any(session.sequence == sequence for session in self._idle(None))
 
     def _take_over(self, session: EngineSession, donor: int, length: int) -> None:
         """No id is left but the donor's own: the session gets it, with the beginning that it needs."""
@@ -218,6 +237,8 @@ class Pool:
         if self._all_kept(old):
             # Its cells are for what comes now: llama.cpp's attention passes over all up to the last one in use.
             return False
+        if self._backend.copies and self.used() + keep > self._cells:
+            return False
         self._branches[old] = monotonic()
         session.sequence, session.hot = None, 0
         if keep:
@@ -231,7 +252,8 @@ class Pool:
 
         :returns: its sequence; ``None``: no id or no cells are free for ``more`` tokens.
         """
-        if session.sequence is None or not keep or not self._free or self.used() + more > self._cells:
+        copied = keep if self._backend.copies else 0
+        if session.sequence is None or not keep or not self._free or self.used() + copied + more > self._cells:
             return None
         sequence = self._free.pop()
         self._backend.share(session.sequence, sequence, 0, keep)
@@ -261,7 +283,7 @@ class Pool:
     def grew(self, sequence: int, tokens: list[int]) -> None:
         """A step has computed ``tokens`` behind what the sequence holds."""
         doubles = self._tree.extend(sequence, tokens)
-        for double in doubles if self._backend.shares else ():
+        for double in doubles if self._backend.shares and not self._backend.copies else ():
             # Two computed the same: one set of cells is enough.
             self._backend.remove(sequence, double.start, double.end)
             self._backend.share(double.donor, sequence, double.start, double.end)
@@ -271,6 +293,8 @@ class Pool:
         if source.sequence is None or not self.give_sequence(target) or target.sequence is None:
             return
         # Finding an id may have evicted somebody, but not the source: it has the job that asked for this.
+        if not self._room_to_copy(self._tree.length(source.sequence), keep=source.sequence, wanted_by=target):
+            return
         self._backend.share(source.sequence, target.sequence)
         self._tree.share(source.sequence, target.sequence, self._tree.length(source.sequence))
         target.hot = source.hot
@@ -323,7 +347,8 @@ class Pool:
                 if monotonic() > end:
                     return
             # To find out takes a look at all of its tape: not each time at those for which there is no room.
-            if sequence not in self._refused and self._all_kept(sequence):
+            # Copies that nobody computes with slow no stream.
+            if not self._backend.copies and sequence not in self._refused and self._all_kept(sequence):
                 if sequence in self._branches:
                     self._drop_branch(sequence)
                 else:
@@ -438,7 +463,7 @@ class Pool:
         """Whether ``ids`` and ``more`` cells fit beside what busy sessions hold. Everybody else's can leave."""
         if not self._backend.grows:
             return True
-        if not self._backend.shares:
+        if not self._backend.shares or self._backend.copies:
             return sum(session.hot for session in busy) + len(ids) + more <= self._cells
         sequences = {s.sequence for s in busy if s.sequence is not None}
         # What only others hold of it counts in full: it stays for this one.
@@ -475,6 +500,8 @@ class Pool:
             return 0
         if not self._backend.shares:
             return sum(session.hot for session in (*self.sessions.values(), *self.guests))
+        if self._backend.copies:
+            return sum(map(self._tree.length, range(self._ids)))
         return self._tree.cells
 
     def audit(self) -> tuple[str, ...]:

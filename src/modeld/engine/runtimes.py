@@ -20,4 +20,8 @@ def load_runtime(name: str) -> Runtime:
         from modeld.engine.llama.runtime import LlamaRuntime
 
         return LlamaRuntime()
-    raise NotSupportedError(f"there is no engine {name!r}; there are llama and fake", feature=name)
+    if name == "openvino":
+        from modeld.engine.openvino.runtime import OpenvinoRuntime
+
+        return OpenvinoRuntime()
+    raise NotSupportedError(f"there is no engine {name!r}; there are llama, openvino and fake", feature=name)

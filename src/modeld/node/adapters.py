@@ -16,6 +16,7 @@ from msgspec import Struct, structs
 
 from modeld.errors import InvalidModelError, InvalidRequestError, NotSupportedError
 from modeld.node.gguf import F32, U32, GGUFHeader, Tensor
+from modeld.node.ir import IRHeader
 from modeld.node.store import ModelStore, ResolvedModel
 from modeld.session.adapters import Adapter, identities
 
@@ -64,6 +65,10 @@ def find_adapters(store: ModelStore, model: ResolvedModel, wanted: Sequence[Adap
     size = 0
     for adapter in wanted:
         name, path, digest, header = store.adapter(Adapter.of(adapter), model.type)
+        if isinstance(model.header, IRHeader):
+            raise NotSupportedError(
+                f"{model.name} is an OpenVINO model, and adapters go on GGUF models only", feature="lora"
+            )
         if header is not None and model.header is not None:
             check_adapter(Path(path), header, model.name, model.header)
             size += header.file_size

@@ -16,6 +16,8 @@ from msgspec import Struct, structs
 
 from modeld.errors import CapacityError, InvalidRequestError, NotSupportedError
 from modeld.node.gguf import GGUFHeader
+from modeld.node.ir import KV_TYPES as IR_KV_TYPES
+from modeld.node.ir import IRHeader
 from modeld.session.values import Plan
 
 KV_TYPES: Final = {"f16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}
@@ -153,13 +155,35 @@ def reserve_bytes(total: int) -> int:
 class _Memory(Struct, frozen=True):
     """A model, and what it may use."""
 
-    header: GGUFHeader
+    header: GGUFHeader | IRHeader
     usable: int
     sequences: int
 
+    def kv(self, cells: int, kv_type: str) -> int:
+        if isinstance(self.header, IRHeader):
+            return self.header.kv_bytes(padded(cells), kv_type)
+        return kv_bytes(self.header, cells, kv_type)
+
+    def overhead(self, cells: int) -> int:
+        if isinstance(self.header, IRHeader):
+            return self.header.overhead_bytes(padded(cells), self.sequences)
+        return overhead_bytes(self.header, cells, self.sequences)
+
+    @property
+    def weights(self) -> int:
+        return self.header.resident_weights if isinstance(self.header, IRHeader) else self.header.file_size
+
+    @property
+    def unknown(self) -> str:
+        return "" if isinstance(self.header, IRHeader) else _unknown_memory(self.header)
+
+    @property
+    def kv_types(self) -> list[str]:
+        """From the largest to the smallest."""
+        return list(IR_KV_TYPES if isinstance(self.header, IRHeader) else KV_TYPES)
+
     def required(self, cells: int, kv_type: str) -> int:
-        kv = kv_bytes(self.header, cells, kv_type)
-        return self.header.file_size + kv + overhead_bytes(self.header, cells, self.sequences)
+        return self.weights + self.kv(cells, kv_type) + self.overhead(cells)
 
     def most_cells(self, kv_type: str, limit: int) -> int:
         """The most cells up to ``limit`` that fit, 0 when not even the least do."""
@@ -183,7 +207,7 @@ class _Memory(Struct, frozen=True):
 
 
 def make_plan(
-    header: GGUFHeader,
+    header: GGUFHeader | IRHeader,
     *,
     request: int,
     kv_type: str,
@@ -197,9 +221,9 @@ def make_plan(
 ) -> Plan:
     """Say whether a model fits, and with how many cells.
 
-    An estimate, not a reservation: other programs may take the memory meanwhile. ``header.file_size`` counts as weights
-    in full. The plan's ``free`` includes ``reclaimable``. Where it does not fit, the plan holds the numbers of the
-    least that would satisfy the request, one sentence why, and up to two alternatives that do fit now.
+    An estimate, not a reservation: other programs may take the memory meanwhile. A GGUF counts as weights in full. The
+    plan's ``free`` includes ``reclaimable``. Where it does not fit, the plan holds the numbers of the least that would
+    satisfy the request, one sentence why, and up to two alternatives that do fit now.
 
     :param request: tokens that a session must hold; 0 takes up to ``most`` cells, as many as fit.
     :param free: bytes free now on ``device``. :param reclaimable: bytes that unloading the resident model would add.
@@ -211,23 +235,23 @@ def make_plan(
         raise InvalidRequestError(f"request, memory and sequences must not be negative: {request}, {free}, {total}.")
     reserve = reserve_bytes(total)
     memory = _Memory(header, max(free + reclaimable - reserve, 0), sequences)
-    unknown = _unknown_memory(header)
+    unknown, weights = memory.unknown, memory.weights
     trained = header.context_length
     fitting = 0 if unknown else memory.most_cells(kv_type, most)
     cells = max(padded(request), fitting, memory.least_cells)
-    kv = 0 if unknown else kv_bytes(header, cells, kv_type)
-    overhead = overhead_bytes(header, cells, sequences)
+    kv = 0 if unknown else memory.kv(cells, kv_type)
+    overhead = memory.overhead(cells)
     plan = Plan(
-        fits=not unknown and header.file_size + kv + overhead <= memory.usable and request <= trained,
+        fits=not unknown and weights + kv + overhead <= memory.usable and request <= trained,
         context=request or min(trained, cells),
         cells=cells,
         max_context=0 if unknown else memory.max_context(kv_type),
         kv_bytes_per_token=kv // cells,
         kv_type=kv_type,
-        weights=header.file_size,
+        weights=weights,
         kv=kv,
         overhead=overhead,
-        required=header.file_size + kv + overhead,
+        required=weights + kv + overhead,
         free=free + reclaimable,
         reserve=reserve,
         usable=memory.usable,
@@ -266,7 +290,7 @@ def _alternatives(memory: _Memory, plan: Plan, request: int) -> tuple[str, ...]:
     trained = memory.header.context_length
     wanted = min(request or trained, trained)
     found = [f"context={plan.max_context} kv_type={plan.kv_type}"] if plan.max_context else []
-    types = list(KV_TYPES)
+    types = memory.kv_types
     for kv_type in types[types.index(plan.kv_type) + 1 :]:
         try:
             most = memory.max_context(kv_type)

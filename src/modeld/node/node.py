@@ -122,7 +122,7 @@ class Node:
         self._keeper = SessionKeeper(config.data_root / "sessions", self._registry)
         self._facts = FactsBook(config.data_root)
         self._leases = DeviceKeeper(config.data_root, instance_id, epoch)
-        self._devices: tuple[Device, ...] | None = None
+        self._devices: dict[str, tuple[Device, ...]] = {}
         self._started = time.monotonic()
         self._active = 0
 
@@ -183,7 +183,7 @@ class Node:
             plan=plan,
             template=facts,
             generates=header.writes_text if header else True,
-            embeds=(header.pooling if header else fake_pooling(model.name)) != "rank",
+            embeds=model.type != "openvino" and (header.pooling if header else fake_pooling(model.name)) != "rank",
             pooling=header.pooling if header else fake_pooling(model.name),
             adapters=want.adapters.adapters,
         )
@@ -586,7 +586,7 @@ class Node:
         engine = await start_engine(self, want.model.type, self.config.data_root, want.model.name)
         try:
             hello = await engine.hello
-            self._devices = hello.devices
+            self._devices[want.model.type] = hello.devices
             await self._leases.take(hello.devices, engine.pid, engine.gone)
             plan = await self._plan(want, hello.devices)
             if not plan.fits and await self._texts.make_room():
@@ -649,13 +649,13 @@ class Node:
 
     async def _known_devices(self, backend: str) -> tuple[Device, ...]:
         """The engine knows the devices: ask one that was started before, or one started for the question."""
-        if self._devices is None and self._slot.resident is None and backend != "fake":
+        if backend not in self._devices and self._slot.resident is None and backend != "fake":
             engine = await start_engine(self, backend, self.config.data_root, "a look at the devices")
             try:
-                self._devices = (await engine.hello).devices
+                self._devices[backend] = (await engine.hello).devices
             finally:
                 await engine.stop()
-        return self._devices or ()
+        return self._devices.get(backend, ())
 
     def _slot_changed(self) -> None:
         if self._slot.resident is None:

@@ -9,6 +9,7 @@ from msgspec import structs
 from modeld.errors import InvalidRequestError
 from modeld.node.capacity import MemoryState, human_bytes, kv_bytes, padded, reserve_bytes
 from modeld.node.gguf import GGUFHeader
+from modeld.node.ir import IRHeader
 from modeld.session.values import Plan
 
 SIDE_CONTEXT: Final = 2048
@@ -50,7 +51,7 @@ def embed_plan(header: GGUFHeader, context: int, memory: MemoryState, taken: int
     )
 
 
-def vocabulary_plan(header: GGUFHeader, memory: MemoryState, taken: int) -> Plan:
+def vocabulary_plan(header: GGUFHeader | IRHeader, memory: MemoryState, taken: int) -> Plan:
     """Whether a model's vocabulary fits, without its weights."""
     plan = _made(0, 0, 0, _PROCESS_BYTES + 2 * _VOCABULARY_BYTES * header.vocabulary, memory, taken)
     if plan.fits:

@@ -1,4 +1,4 @@
-"""The models that a node can name: the bundled one, the files below the data root, and any GGUF by path.
+"""The models that a node can name: the bundled one, those below the data root, and any GGUF or IR folder by path.
 
 Names never become paths: a name is looked up among the names of the files that are there.
 """
@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -28,6 +29,7 @@ from modeld.errors import (
     ModelNotFoundError,
 )
 from modeld.node.gguf import GGUFHeader, read_adapter_header, read_header
+from modeld.node.ir import GRAPH, IRHeader, folder_of, ir_files, is_ir, read_ir
 from modeld.session.adapters import Adapter
 from modeld.session.values import InstalledModel, ModelRef
 
@@ -46,8 +48,9 @@ _V = TypeVar("_V")
 class ResolvedModel(Struct, frozen=True, kw_only=True):
     """A model found and checked.
 
-    :param path: of its first shard; empty for a virtual model. :param size: bytes of all shards.
-    :param digest: SHA-256 of the file; of a model that is split, SHA-256 of its shards' hex digests in order.
+    :param path: of its first shard, or of its folder; empty for a virtual model. :param size: bytes of all files.
+    :param digest: SHA-256 of the file; of a model that is split, SHA-256 of its shards' hex digests in order; of a
+        folder, SHA-256 of the names and hex digests of the files that decide its output.
     :param header: with the tensors of all shards; ``None`` for a virtual model.
     """
 
@@ -56,7 +59,7 @@ class ResolvedModel(Struct, frozen=True, kw_only=True):
     path: str
     size: int
     digest: str
-    header: GGUFHeader | None
+    header: GGUFHeader | IRHeader | None
 
     @property
     def ref(self) -> ModelRef:
@@ -93,6 +96,7 @@ class ModelStore:
         self._lock = threading.Lock()
         self._digests: dict[str, _Digest] | None = None  # None: not read from disk yet
         self._headers: dict[tuple[str, _Stamp], GGUFHeader] = {}
+        self._folders: dict[tuple[tuple[str, _Stamp], ...], IRHeader] = {}
 
     def list(self) -> list[InstalledModel]:
         """The bundled model, then the installed ones by name. A file that cannot be served has an ``error``.
@@ -124,15 +128,18 @@ class ModelStore:
         :raises DigestMismatchError: the file is not the one that ``ref`` names.
         :raises InvalidRequestError: a name that is no name, or a relative path.
         """
-        served = ["llama", "fake"] if self._allow_fake else ["llama"]
-        wanted = ref.type if ref.type not in ("", "local", *served) else _foreign_type(Path(ref.path))
-        if wanted:
+        served = ["llama", *(["openvino"] if serves_openvino() else []), *(["fake"] if self._allow_fake else [])]
+        wanted = ref.type if ref.type not in ("", "local", *served) else _path_type(ref)
+        if wanted and (wanted not in served or ref.type not in ("", wanted)):
             message = f"This node serves models of type {' and '.join(served)}, not {wanted}."
             raise BackendMismatchError(message, wanted=wanted, served=served)
         fake = self._allow_fake and ref.type in ("", "fake") and ref.name.startswith("fake") and not ref.path
         if ref.type == "fake" and not fake:
             raise self._not_found("A fake model has no path and a name that begins with fake.", ref.name)
         model = _virtual(ref.name) if fake else self._resolve_file(ref)
+        if ref.type not in ("", "local", model.type):
+            message = f"{model.name} is a model of type {model.type}, not {ref.type}."
+            raise BackendMismatchError(message, wanted=ref.type, served=[model.type])
         _require_digest(model.name, ref.digest, model.digest)
         return model
 
@@ -159,6 +166,8 @@ class ModelStore:
 
     def _resolve_file(self, ref: ModelRef) -> ResolvedModel:
         name, path = self._locate(ref)
+        if is_ir(path):
+            return self._resolve_folder(name, folder_of(path))
         shards, header = self._read(path)
         before = [_stamp(shard) for shard in shards]
         digests = [self._digest(shard) for shard in shards]
@@ -170,20 +179,45 @@ class ModelStore:
             name=name, type="llama", path=str(path), size=header.file_size, digest=digest, header=header
         )
 
+    def _resolve_folder(self, name: str, folder: Path) -> ResolvedModel:
+        header = self._read_folder(folder)
+        before = [(file, _stamp(file)) for file in ir_files(folder)]
+        sha = hashlib.sha256()
+        for file, _ in before:
+            sha.update(f"{file.relative_to(folder)} {self._digest(file)}\n".encode())
+        if self._read_folder(folder) != header or [(file, _stamp(file)) for file in ir_files(folder)] != before:
+            raise _invalid(folder, "it changed while it was read")
+        return ResolvedModel(
+            name=name, type="openvino", path=str(folder), size=header.file_size, digest=sha.hexdigest(), header=header
+        )
+
+    def _read_folder(self, folder: Path) -> IRHeader:
+        try:
+            key = tuple((str(file), _stamp(file)) for file in ir_files(folder))
+        except OSError as error:
+            raise _invalid(folder, error.strerror or "it cannot be read") from error
+        with self._lock:
+            known = self._folders.get(key)
+        if known is None:
+            known = read_ir(folder)
+            with self._lock:
+                _remember(self._folders, key, known)
+        return known
+
     def _locate(self, ref: ModelRef) -> tuple[str, Path]:
-        name = _checked_name(ref.name) if ref.name else ""
+        name = checked_name(ref.name) if ref.name else ""
         if ref.path:
             path = Path(ref.path)
             if not path.is_absolute():
                 raise InvalidRequestError(f"A model's path must be absolute, not {ref.path!r}.", parameter="path")
-            if os.path.isfile(path):
-                return name or _checked_name(_stem(path)), path
+            if os.path.isfile(path) or is_ir(path):
+                return name or checked_name(_stem(path)), path
             if not name:
                 raise self._not_found(f"There is no model file {path}.", ref.path)
-        if name == BUNDLED_NAME:
+        if name == BUNDLED_NAME and ref.type != "openvino":
             return name, bundled_path()
         for found, path in self._scan():
-            if found == name:
+            if found == name and ref.type in ("", "local", "openvino" if is_ir(path) else "llama"):
                 return name, path
         raise self._not_found(f"No model named {name} is installed.", name)
 
@@ -192,7 +226,7 @@ class ModelStore:
         return ModelNotFoundError(f"{what} Installed: {', '.join(installed)}.", name=name, installed=installed)
 
     def _scan(self) -> Iterator[tuple[str, Path]]:
-        """Names and files below the models folder, in order of name; a file comes before a folder of its name."""
+        """Names and files below the models folder, in order of name; of one name a file comes first, IR last."""
         try:
             entries = list(os.scandir(self._models))
         except (FileNotFoundError, NotADirectoryError):
@@ -204,6 +238,7 @@ class ModelStore:
             if os.path.isdir(entry):
                 files = [entry / "model.gguf", *sorted(entry.glob("model-00001-of-?????.gguf"))]
                 found += [(entry.name, 1, file) for file in files if os.path.isfile(file)][:1]
+                found += [(entry.name, 2, entry)] if is_ir(entry) else []
             elif entry.name.endswith(".gguf") and os.path.isfile(entry):
                 shard = _SHARD.fullmatch(entry.name)
                 if not shard or int(shard["number"]) == 1:
@@ -213,10 +248,14 @@ class ModelStore:
                 yield name, path
 
     def _installed(self, name: str, path: Path, *, bundled: bool = False) -> InstalledModel:
-        model = InstalledModel(name=name, type="llama", path=str(path), size=0, bundled=bundled)
+        folder = is_ir(path)
+        type_ = "openvino" if folder else "llama"
+        model = InstalledModel(name=name, type=type_, path=str(path), size=0, bundled=bundled)
         try:
-            info = path.stat()
+            info = (path / GRAPH if folder else path).stat()
             model = structs.replace(model, size=info.st_size, modified=info.st_mtime)
+            if folder:
+                return structs.replace(model, size=self._read_folder(path).file_size)
             return structs.replace(model, size=self._read(path)[1].file_size)
         except (InvalidModelError, OSError) as error:
             return structs.replace(model, error=str(error))
@@ -282,10 +321,14 @@ class ModelStore:
         return digest
 
 
-def _foreign_type(path: Path) -> str:
-    """The type of a model that is plainly not a GGUF: OpenVINO's is a folder with ``openvino_model.xml``."""
-    folder = path if path.suffix != ".xml" else path.parent
-    return "openvino" if path.parts and (folder / "openvino_model.xml").is_file() else ""
+def serves_openvino() -> bool:
+    """Whether the packages of that engine are installed; none of them is imported."""
+    return find_spec("openvino_genai") is not None
+
+
+def _path_type(ref: ModelRef) -> str:
+    """The type of the model at a path where that is plain: OpenVINO's is a folder with ``openvino_model.xml``."""
+    return "openvino" if ref.path and is_ir(Path(ref.path)) else ""
 
 
 def bundled_path() -> Path:
@@ -325,7 +368,8 @@ def _is_name(name: str) -> bool:
     return bool(shaped) and _is_utf8(name) and len(name.encode()) <= 200
 
 
-def _checked_name(name: str) -> str:
+def checked_name(name: str) -> str:
+    """``name``. :raises InvalidRequestError: it can be no model's."""
     if not _is_name(name):
         raise InvalidRequestError(
             f"A model's name is 1 to 200 bytes without slashes, controls or a leading dot, not {name[:40]!r}.",
@@ -336,6 +380,8 @@ def _checked_name(name: str) -> str:
 
 def _stem(path: Path) -> str:
     """The file's name without its ending, and without the number of a shard; that of its folder for ``model.gguf``."""
+    if is_ir(path):
+        return folder_of(path).name
     shard = _SHARD.fullmatch(path.name)
     stem = shard["stem"] if shard else path.name.removesuffix(".gguf")
     return path.parent.name if stem == "model" and path.parent.name != "models" else stem

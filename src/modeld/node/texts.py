@@ -25,8 +25,9 @@ from modeld.engine.protocol import (
     Tokenize,
     request_size,
 )
-from modeld.errors import EngineCrashedError, InvalidRequestError, ModeldError
+from modeld.errors import EngineCrashedError, InvalidRequestError, ModeldError, NotSupportedError
 from modeld.node.capacity import MemoryState, free_memory
+from modeld.node.ir import IRHeader
 from modeld.node.side import SideEngine, SideTask
 from modeld.node.side_plan import SIDE_CONTEXT, embed_plan, vocabulary_plan
 from modeld.node.slot import Residency, Want
@@ -116,6 +117,8 @@ class TextCalls:
         taken = await self.owed(self._resident(), *(side.slot.resident for side in self._sides if side.task != task))
         if task == "vocabulary":
             return vocabulary_plan(header, memory, taken)
+        if isinstance(header, IRHeader):
+            raise _no_vectors(want.model)
         own = self._vectors.slot.resident
         # What is replaced will be free.
         freed = await asyncio.to_thread(_private, own.engine.pid) if own is not None else 0
@@ -179,7 +182,14 @@ class TextCalls:
         return await self._words.call(Want(model, 0, "f16"), request, type_)
 
 
+def _no_vectors(model: ResolvedModel) -> NotSupportedError:
+    text = f"{model.name} is an OpenVINO model, which embeds and ranks nothing here: use a GGUF"
+    return NotSupportedError(text, feature="embed")
+
+
 def _vector_want(model: ResolvedModel, context: int) -> Want:
+    if isinstance(model.header, IRHeader):
+        raise _no_vectors(model)
     trained = model.header.context_length if model.header else int(fake_settings(model.name)["window"])
     if not 0 <= context <= trained:
         raise InvalidRequestError(

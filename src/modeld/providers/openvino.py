@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from msgspec import structs
+
 from modeld.providers.llama import Found, LocalWire
 from modeld.repository.provider import WireCatalog
-from modeld.repository.values import BackendSpec
+from modeld.repository.values import BackendSpec, CapabilityConfig, ObservedModel
 
 if TYPE_CHECKING:
     from modeld.repository.catalog import CatalogOptions
@@ -30,6 +32,10 @@ class OpenvinoWire(LocalWire):
 
     type = "openvino"
     extra = "openvino"
+
+    def capabilities(self, model: ObservedModel) -> CapabilityConfig:
+        """See :meth:`LocalWire.capabilities`. No such model makes vectors."""
+        return structs.replace(super().capabilities(model), can_embed=False)
 
     def find(self, folder: Path) -> Iterator[Found]:
         """Folders by the names of the files in them. All their files count, those of inner folders do not."""

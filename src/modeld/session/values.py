@@ -16,7 +16,7 @@ from modeld.types import Receipt, ReuseReason, ReuseStop
 
 SlotState = Literal["empty", "loading", "ready", "unloading", "failed"]
 SessionClass = Literal["main", "subagent", "side"]
-KVType = Literal["f16", "q8_0", "q4_0"]
+KVType = Literal["f16", "q8_0", "q4_0", "f32"]
 Overflow = Literal["error", "shift", "truncate"]
 """What becomes of a conversation that does not fit the window: see :class:`SessionConfig`."""
 

@@ -21,6 +21,7 @@ from modeld.node.gateway import Gateway, RepositoryService
 from modeld.node.node import Node, NodeConfig
 from modeld.node.owner import OwnerLease, keep
 from modeld.node.record import OwnerRecord, socket_path
+from modeld.node.store import serves_openvino
 from modeld.session.contract import ModelService
 from modeld.transport.grpc.server import GrpcServer
 from modeld.transport.methods import PROTOCOL
@@ -196,7 +197,8 @@ def _listener(config: HostConfig) -> Listener | None:
 
 def servable_types(*, allow_fake: bool) -> tuple[str, ...]:
     """Types of models whose engine's packages are installed. Nothing native is imported to find out."""
-    types = [name for name, package in (("llama", "llama_cpp"),) if importlib.util.find_spec(package) is not None]
+    types = ["llama"] if importlib.util.find_spec("llama_cpp") is not None else []
+    types += ["openvino"] if serves_openvino() else []
     return (*types, "fake") if allow_fake else tuple(types)
 
 

@@ -10,7 +10,7 @@ cell anywhere in the KV shows as a wrong answer. Messages that begin with a comm
 
 With thinking on, the answer begins with one thought. A model name ``fake:delay=0.01,window=512`` sets seconds per token
 and the trained window; with ``whole=1`` a sequence can only be shared, saved and forgotten as a whole, as that of a
-recurrent model.
+recurrent model, and with ``copies=1`` what is shared is copied.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ class FakeBackend(FakeLexicon):
         settings = fake_settings(request.name)
         self._delay = settings["delay"]
         self.shares = not settings["whole"]
+        self.copies = bool(settings["copies"])
         self._abort = False
         self._adapted = zlib.crc32("".join(identities(request.adapters)).encode())
         self.rows: list[int] = []
@@ -145,6 +146,7 @@ class FakeBackend(FakeLexicon):
         cells = self._cells.setdefault(sequence, {})
         if not self.shares and start and len(cells) > start:
             return False
+        assert not self.copies or end < 0, "a copy is whole: nothing in its middle is forgotten"
         for position in [p for p in cells if p >= start and (end < 0 or p < end)]:
             del cells[position]
         return True
@@ -156,7 +158,8 @@ class FakeBackend(FakeLexicon):
         for position, cell in self._cells.get(source, {}).items():
             if position >= start and (end < 0 or position < end):
                 assert position not in cells, f"sequence {target} holds position {position} twice"
-                cells[position] = cell if self.shares else list(cell)
+                cells[position] = cell if self.shares and not self.copies else list(cell)
+        assert not self.copies or self.used() <= self._limit, f"{self.used()} of {self._limit} cells"
 
     def tape(self, sequence: int) -> list[int]:
         """The tokens that a sequence holds."""

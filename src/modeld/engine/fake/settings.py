@@ -14,7 +14,7 @@ def fake_settings(name: str) -> dict[str, float]:
 
     :raises InvalidRequestError: an unknown or malformed setting.
     """
-    settings = {"delay": 0.0, "whole": 0.0, "rank": 0.0, "window": float(WINDOW)}
+    settings = {"delay": 0.0, "whole": 0.0, "copies": 0.0, "rank": 0.0, "window": float(WINDOW)}
     for item in filter(None, name.partition(":")[2].split(",")):
         key, _, value = item.partition("=")
         try:

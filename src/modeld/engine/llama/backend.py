@@ -27,6 +27,8 @@ def guarded_window(native: Any, model: Any) -> int:
 class LlamaBackend(LlamaLexicon):
     """One model, one context, one batch. Used by one thread, but for :meth:`request_abort`."""
 
+    copies = False
+
     def __init__(self, native: Any, model: Any, context: Any, request: Load, kv_layout: str) -> None:
         self.kv_layout = kv_layout
         super().__init__(native, model)

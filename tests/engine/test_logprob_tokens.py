@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from modeld.chat.output.parts import SpanKind
 from modeld.chat.parser import OutputParser, Syntax, make_parser
 from modeld.engine.backend import Scored
+from modeld.engine.distribution import best_tokens, log_sum
 from modeld.engine.fake.lexicon import FakeLexicon
 from modeld.engine.job import Stream
-from modeld.engine.distribution import best_tokens, log_sum
 from modeld.engine.logprobs import TokenScores
 from modeld.errors import EngineError
 from modeld.types import DecodeOptions, LogprobsPart, StreamPart, TextPart

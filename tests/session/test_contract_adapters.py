@@ -12,7 +12,13 @@ from typing import Any
 
 import pytest
 
-from modeld.errors import DigestMismatchError, InvalidRequestError, ManifestMismatchError, ModelNotFoundError
+from modeld.errors import (
+    DigestMismatchError,
+    InvalidRequestError,
+    ManifestMismatchError,
+    ModelNotFoundError,
+    NotSupportedError,
+)
 from modeld.node.node import Node, NodeConfig
 from modeld.session import Adapter, SessionConfig
 from modeld.types import DecodeOptions, Message
@@ -66,7 +72,7 @@ def wanted(loras: Loras) -> Callable[..., list[int]]:
     return computed
 
 
-@pytest.fixture(params=[f"{engine}-{way}" for engine in ENGINES for way in WAYS])
+@pytest.fixture(params=[f"{name}-{way}" for name, engine in ENGINES.items() if engine.adapts for way in WAYS])
 async def adapters(request: pytest.FixtureRequest, tmp_path: Path, loras: Loras) -> AsyncIterator[Adapters]:
     engine, _, way = request.param.partition("-")
     root = tmp_path / "root"
@@ -80,6 +86,17 @@ def prepared(world: World, loras: Loras) -> Adapters:
         return Adapters(world, Adapter("fake-one", 1.5), Adapter("fake-two", 0.5))
     one, two = (Adapter(path=str(lora.path), scale=scale) for lora, scale in zip(loras, (1.5, 0.5), strict=True))
     return Adapters(world, one, two)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+async def test_a_description_says_whether_adapters_go_on_a_model(name: str, tmp_path: Path, loras: Loras) -> None:
+    (tmp_path / "root").mkdir()
+    async with AsyncExitStack() as stack:
+        world = await make_world(stack, ENGINES[name], "unix", tmp_path / "root")
+        assert (await world.service.describe(world.engine.ref)).adapts == world.engine.adapts
+        if not world.engine.adapts:
+            with pytest.raises(NotSupportedError, match="adapters go on GGUF models only"):
+                await world.open("", adapters=(Adapter(path=str(loras[0].path)),))
 
 
 async def test_output_is_what_the_reference_computes(adapters: Adapters, wanted: Callable[..., list[int]]) -> None:
@@ -196,7 +213,7 @@ async def test_a_set_that_is_none_changes_nothing(adapters: Adapters) -> None:
     assert (after.generation, after.adapters, after.state) == (before.generation, before.adapters, "ready")
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [name for name, engine in ENGINES.items() if engine.adapts])
 async def test_the_next_node_takes_up_what_rested_under_the_same_set(tmp_path: Path, engine: str, loras: Loras) -> None:
     case, root = ENGINES[engine], tmp_path / "root"
     root.mkdir()

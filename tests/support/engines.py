@@ -45,6 +45,7 @@ class EngineCase:
     copies: bool = False
     """A beginning that sessions share is copied, not held once."""
     embeds: bool = True
+    adapts: bool = True
     other_kv: str = "q8_0"
     """A KV type besides f16."""
 
@@ -168,6 +169,7 @@ ENGINES["openvino"] = replace(
     ref=ModelRef(path=str(TINY_IR)),
     copies=True,
     embeds=False,
+    adapts=False,
     other_kv="f32",
 )
 """The same model: its tokeniser and template must make the same of a conversation."""

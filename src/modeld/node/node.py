@@ -186,6 +186,7 @@ class Node:
             embeds=model.type != "openvino" and (header.pooling if header else fake_pooling(model.name)) != "rank",
             pooling=header.pooling if header else fake_pooling(model.name),
             adapters=want.adapters.adapters,
+            adapts=model.type != "openvino" and (header.writes_text if header else True),
         )
 
     async def _template_facts(self, model: ResolvedModel) -> TemplateFacts:

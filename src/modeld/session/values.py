@@ -169,7 +169,8 @@ class ModelDescription(Struct, frozen=True, kw_only=True):
         mentions. ``tools`` and ``thinking`` say the same.
     :param plan: of a model that does not generate: for its vectors.
     :param generates: it writes text. :param embeds: it makes vectors; without both it ranks (``pooling`` is ``rank``).
-    :param pooling: ``mean``, ``cls``, ``last`` or ``rank`` where its file says so.
+    :param pooling: ``mean``, ``cls``, ``last`` or ``rank`` where its file says so. :param adapts: LoRA adapters can go
+        on it.
     :param adapters: those that were asked for, as they were found; their files count as weights in the plan.
     """
 
@@ -195,6 +196,7 @@ class ModelDescription(Struct, frozen=True, kw_only=True):
     embeds: bool = True
     pooling: str = ""
     adapters: tuple[Adapter, ...] = ()
+    adapts: bool = True
 
 
 class InstalledModel(Struct, frozen=True, kw_only=True):

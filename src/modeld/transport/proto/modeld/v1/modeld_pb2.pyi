@@ -959,7 +959,7 @@ class Plan(_message.Message):
     def __init__(self, fits: _Optional[bool] = ..., context: _Optional[int] = ..., cells: _Optional[int] = ..., max_context: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., kv_type: _Optional[str] = ..., weights: _Optional[int] = ..., kv: _Optional[int] = ..., overhead: _Optional[int] = ..., required: _Optional[int] = ..., free: _Optional[int] = ..., reserve: _Optional[int] = ..., usable: _Optional[int] = ..., device: _Optional[str] = ..., gpu_layers: _Optional[int] = ..., reason: _Optional[str] = ..., alternatives: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelDescription(_message.Message):
-    __slots__ = ("name", "type", "digest", "path", "size", "architecture", "quantization", "parameters", "layers", "context_length", "sliding_window", "vocabulary", "has_template", "tools", "thinking", "resident", "plan", "template", "generates", "embeds", "pooling", "adapters")
+    __slots__ = ("name", "type", "digest", "path", "size", "architecture", "quantization", "parameters", "layers", "context_length", "sliding_window", "vocabulary", "has_template", "tools", "thinking", "resident", "plan", "template", "generates", "embeds", "pooling", "adapters", "adapts")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -982,6 +982,7 @@ class ModelDescription(_message.Message):
     EMBEDS_FIELD_NUMBER: _ClassVar[int]
     POOLING_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     type: str
     digest: str
@@ -1004,7 +1005,8 @@ class ModelDescription(_message.Message):
     embeds: bool
     pooling: str
     adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
-    def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., size: _Optional[int] = ..., architecture: _Optional[str] = ..., quantization: _Optional[str] = ..., parameters: _Optional[int] = ..., layers: _Optional[int] = ..., context_length: _Optional[int] = ..., sliding_window: _Optional[int] = ..., vocabulary: _Optional[int] = ..., has_template: _Optional[bool] = ..., tools: _Optional[bool] = ..., thinking: _Optional[bool] = ..., resident: _Optional[bool] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., template: _Optional[_Union[TemplateFacts, _Mapping]] = ..., generates: _Optional[bool] = ..., embeds: _Optional[bool] = ..., pooling: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ...) -> None: ...
+    adapts: bool
+    def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., size: _Optional[int] = ..., architecture: _Optional[str] = ..., quantization: _Optional[str] = ..., parameters: _Optional[int] = ..., layers: _Optional[int] = ..., context_length: _Optional[int] = ..., sliding_window: _Optional[int] = ..., vocabulary: _Optional[int] = ..., has_template: _Optional[bool] = ..., tools: _Optional[bool] = ..., thinking: _Optional[bool] = ..., resident: _Optional[bool] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., template: _Optional[_Union[TemplateFacts, _Mapping]] = ..., generates: _Optional[bool] = ..., embeds: _Optional[bool] = ..., pooling: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ..., adapts: _Optional[bool] = ...) -> None: ...
 
 class TemplateFacts(_message.Message):
     __slots__ = ("source", "name", "system", "tools", "tool_results", "parallel_tool_calls", "object_arguments", "documents", "thinking", "thinking_switch", "efforts", "opens_thinking", "thinking_history")

@@ -22,7 +22,7 @@ from modeld.engine.job import Job
 from modeld.engine.protocol import Turn
 from modeld.engine.session import EngineSession
 from modeld.engine.words import Words
-from modeld.errors import NotSupportedError
+from modeld.errors import EngineError, NotSupportedError
 from modeld.types import (
     ChatResult,
     DecodeOptions,
@@ -49,7 +49,6 @@ SORT = {
 }
 SCHEMAS = {"get_weather": PLACE, "sort": SORT, "now": {"type": "object", "properties": {}}}
 TOOLS = tuple(Tool(FunctionTool(name, "", schema)) for name, schema in SCHEMAS.items())
-LETTERS = "abc .,é"
 CLOSERS = frozenset(map(ord, '"}]'))
 EVERY = {corpus.format: corpus for corpus in corpora()}
 
@@ -112,14 +111,16 @@ class Model:
     def parser(self) -> OutputParser:
         return OutputParser(self.syntax, tools=TOOLS, prompt_tail=self.corpus.tail)
 
-    def constraint(self, tools: tuple[Tool, ...] = TOOLS, **options: Any) -> tuple[Any, tuple[WarningPart, ...]]:
+    def constraint(
+        self, tools: tuple[Tool, ...] = TOOLS, watch: OutputParser | None = None, **options: Any
+    ) -> tuple[Any, tuple[WarningPart, ...]]:
         turn = Turn(1, 1, (Message("user", "x"),), DecodeOptions(**options), tools=tools)
         job = Job(turn, EngineSession(1))
         while not self._grammars.ready(job):
             time.sleep(0.0005)
         try:
             self._grammars.check(job)
-            return self._grammars.constraint(job, self.parser())
+            return self._grammars.constraint(job, watch or self.parser())
         finally:
             self._grammars.forget(job)
 
@@ -127,8 +128,8 @@ class Model:
         """An answer: as the script says while all tokens may come, and whatever the constraint then allows."""
         constraint, warnings = self.constraint(**options)
         assert not warnings
-        tokens, parser, joiner, text = self.vocabulary.tokenize(script.encode(), add_special=False), None, None, ""
-        parser, joiner = self.parser(), PartsJoiner()
+        tokens = self.vocabulary.tokenize(script.encode(), add_special=False)
+        parser, joiner, text = self.parser(), PartsJoiner(), ""
         for count in range(4000):
             token = self._choose(constraint, tokens, source, hurry=count > 150)
             if self.vocabulary.is_end(token):
@@ -232,9 +233,8 @@ def test_arguments_fit_from_the_trigger_on(name: str, plain: bool) -> None:
         assert text.startswith(script)
         check_calls(text, result)
         assert len(result.tool_calls) == 1, text
-        assert (result.thinking if name == "harmony" else result.text).strip() == (
-            "Ab {" + '"c":' if name == "harmony" else said(name).strip()
-        )
+        free, of = ('Ab {"c":', result.thinking) if name == "harmony" else (said(name).strip(), result.text)
+        assert of.strip() == free
 
 
 @pytest.mark.parametrize("name", HELD)
@@ -299,18 +299,41 @@ def test_a_call_may_end_thinking_that_was_not_closed() -> None:
         assert (result.thinking, len(result.tool_calls)) == ("hm", 1)
 
 
-def test_a_second_call_of_the_same_answer_is_held_too() -> None:
-    for name in ("hermes", "mistral-args"):
-        text, result = model(name).answer(random.Random(3), beginning(name) + "\0")
+@pytest.mark.parametrize("name", [n for n in HELD if n not in ("harmony", "llama-json")])
+def test_a_second_call_of_the_same_answer_is_held_too(name: str) -> None:
+    for seed in range(8):
+        text, result = model(name).answer(random.Random(seed), beginning(name).strip() * 2)
         check_calls(text, result)
-    for seed in range(10):
-        constraint, _ = model("llama-json").constraint()
-        first = '{"name": "now", "parameters": {}}; {"name": "sort"'
-        for token in model("llama-json").vocabulary.tokenize(first.encode(), add_special=False):
-            constraint.took(token, model("llama-json").vocabulary.piece(token))
-        mask = constraint.allowed()
-        assert mask is not None, seed
-        assert not mask[ord("z") >> 3] >> (ord("z") & 7) & 1
+        assert len(result.tool_calls) >= 2, text
+
+
+def test_a_second_call_without_a_marker_is_held_too() -> None:
+    subject = model("llama-json")
+    constraint, _ = subject.constraint()
+    for character in '{"name": "now", "parameters": {}}; {"name": "sort"':
+        constraint.took(ord(character), character.encode())
+    mask = constraint.allowed()
+    assert mask is not None
+    assert not mask[ord("z") >> 3] >> (ord("z") & 7) & 1
+
+
+def test_what_does_not_begin_with_a_header_is_free_or_an_error() -> None:
+    subject = model("harmony")
+    elsewhere = OutputParser(subject.syntax, tools=TOOLS, prompt_tail="<|start|>assistant<|channel|>final<|message|>")
+    assert subject.constraint(watch=elsewhere)[0].allowed() is None
+    forced, _ = subject.constraint(watch=elsewhere, tool_choice="required")
+    with pytest.raises(EngineError, match="header"):
+        forced.allowed()
+
+
+def test_a_name_that_the_format_cannot_write_is_told_or_refused() -> None:
+    spaced = FunctionTool("a b", "", SCHEMAS["now"])
+    for name in ("kimi", "mistral-args", "harmony"):
+        constraint, (warning,) = model(name).constraint((Tool(spaced),))
+        assert (constraint, warning.code) == (None, "tools_not_held")
+        with pytest.raises(NotSupportedError, match="'a b'"):
+            model(name).constraint((Tool(spaced),), tool_choice="a b")
+    assert model("hermes").constraint((Tool(spaced),))[1] == ()
 
 
 @pytest.mark.parametrize("name", FREE)

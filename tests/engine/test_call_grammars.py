@@ -317,6 +317,13 @@ def test_a_second_call_without_a_marker_is_held_too() -> None:
     assert not mask[ord("z") >> 3] >> (ord("z") & 7) & 1
 
 
+def test_behind_a_call_with_a_marker_one_without_is_text() -> None:
+    subject = model("llama-json")
+    script = '<|python_tag|>{"name": "now", "parameters": {}} {"name": "sort", "x'
+    text, result = subject.answer(random.Random(0), script)
+    assert (text, [call.function.name for call in result.tool_calls]) == (script, ["now"])
+
+
 def test_what_does_not_begin_with_a_header_is_free_or_an_error() -> None:
     subject = model("harmony")
     elsewhere = OutputParser(subject.syntax, tools=TOOLS, prompt_tail="<|start|>assistant<|channel|>final<|message|>")

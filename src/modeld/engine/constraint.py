@@ -79,8 +79,9 @@ class Constraint:
         self._trigger = plan.trigger.encode()
         # The one token that the trigger is; its letters are no trigger then.
         self._token = words.special.get(self._trigger)
-        # Only white space, or calls, since the answer began.
+        # A call without a marker may begin here: only white space and such calls came since the answer or thinking.
         self._fresh = True
+        self._marked = False
         self.plain = False
 
     @property
@@ -161,7 +162,7 @@ class Constraint:
         self._phase = "bound"
         if self._plan.answer is None and not self._plan.header and self._matcher.is_accepting():
             self._phase = "free" if self._plan.parallel else "over"
-            self._tail, self._fresh = b"", True
+            self._tail, self._fresh = b"", not self._marked
 
     def _begin(self, token: int, piece: bytes) -> None:
         assert self._matcher is not None
@@ -227,7 +228,7 @@ class Constraint:
         assert self._plan.call is not None
         before, self._tail = self._tail, (self._tail + piece)[-64:]
         if (rest := self._triggered(before, piece, token)) is not None:
-            self._fresh = False
+            self._fresh, self._marked = False, True
             self._matcher = self._plan.call.deep_copy()
             ids = self._vocabulary.tokenize(rest, add_special=False) if rest else []
             if self._matcher.try_consume_tokens(ids) == len(ids):
@@ -237,7 +238,7 @@ class Constraint:
                 else:
                     self._phase = "armed"
         elif self._plan.bare is not None and self._fresh and (text := piece.lstrip(_BETWEEN)):
-            self._fresh = False
+            self._fresh, self._marked = False, False
             self._matcher, self._tail = self._plan.call.deep_copy(), b""
             whole = token >= 0 and len(text) == len(piece)
             self._likely(text, [token] if whole else self._vocabulary.tokenize(text, add_special=False))

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from grammar_cost import SIZE, Made, vocabulary
-from modeld.chat.grammar import check_format, whole_answer
+from modeld.chat.call_grammar import whole_answer
+from modeld.chat.grammar import check_format
 from modeld.chat.parser import make_parser
 from modeld.engine.backend import Slice
 from modeld.engine.constraint import Constraint, Plan
@@ -53,7 +54,7 @@ def constraints(words: Words, pieces: Made, seed: int) -> Iterator[Constraint]:
     drawn = random.Random(seed)
     while True:
         rules = check_format(ResponseFormat(schema=Maker(drawn.randrange(10**6)).make())).rules
-        plan = Plan(answer=words.matcher(whole_answer(rules, "", None, words.spell, parallel=True)), formatted=True)
+        plan = Plan(answer=words.matcher(whole_answer(rules)), formatted=True)
         yield Constraint(plan, words, pieces, make_parser("", tools=False, prompt_tail=""))
 
 

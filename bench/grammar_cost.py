@@ -26,7 +26,8 @@ import gguf
 import jsonschema
 import numpy as np
 
-from modeld.chat.grammar import check_format, whole_answer
+from modeld.chat.call_grammar import whole_answer
+from modeld.chat.grammar import check_format
 from modeld.engine.llama.sampler import forbid
 from modeld.engine.words import Words
 from modeld.types import ResponseFormat
@@ -84,9 +85,7 @@ Walker = tuple[Callable[[], np.ndarray[Any, Any]], Callable[[int], object]]
 
 def guided(words: Words, schema: dict[str, Any]) -> Walker:
     """llguidance, as the engine uses it."""
-    matcher = words.matcher(
-        whole_answer(check_format(ResponseFormat(schema=schema)).rules, "", None, words.spell, parallel=True)
-    )
+    matcher = words.matcher(whole_answer(check_format(ResponseFormat(schema=schema)).rules))
 
     def mask() -> np.ndarray[Any, Any]:
         return np.frombuffer(matcher.compute_bitmask(), np.uint8)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modeld.chat.call_grammar import is_held
 from modeld.chat.output.formats import CALL_FORMATS, HARMONY, THINK_TAGS
 from modeld.chat.output.reader import Finder
 from modeld.chat.parser import OutputParser, Syntax, make_parser
@@ -191,9 +192,10 @@ def test_no_format_takes_longer_for_each_token_that_came(template: str, start: s
 
 def test_every_format_is_documented_and_no_marker_hides_another() -> None:
     text = DOCS.read_text().replace("\\|", "|")
-    for name, signs in [(call.name, call.signs) for call in CALL_FORMATS] + [(HARMONY.name, HARMONY.signs)]:
-        assert f"| `{name}` |" in text
-        assert all(sign in text for sign in signs), name
+    for call_format in (*CALL_FORMATS, HARMONY):
+        (row,) = (line for line in text.splitlines() if line.startswith(f"| `{call_format.name}` |"))
+        assert row.endswith("| yes |" if is_held(call_format) else "| no |"), row
+        assert all(sign in text for sign in call_format.signs), call_format.name
     assert all(start in text for start, _ in THINK_TAGS)
     everything = Syntax(" ".join([*(s for c in CALL_FORMATS for s in c.signs), *HARMONY.signs, *sum(THINK_TAGS, ())]))
     words = everything.with_calls.finder.words

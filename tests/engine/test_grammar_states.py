@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from modeld.chat.call_syntax import CALLS
-from modeld.chat.grammar import call_rules, check_format, check_tool, rest_of_call, whole_answer
+from modeld.chat.call_grammar import Calls, rest_of_call, whole_answer
+from modeld.chat.grammar import check_format, check_tool
+from modeld.chat.output.formats import find_dialect
 from modeld.chat.parser import OutputParser, make_parser
 from modeld.chat.template import ChatTemplate
 from modeld.engine.constraint import Constraint, Plan
@@ -23,7 +24,7 @@ from modeld.engine.words import Words
 from modeld.errors import EngineError, InvalidRequestError
 from modeld.types import DecodeOptions, FunctionTool, Message, ResponseFormat, Tool
 
-HERMES = CALLS[0]
+HERMES = find_dialect(TEMPLATE).calls[0]
 CITY = Tool(FunctionTool("f", "", {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}))
 LOAD = Load("", "fake", "", cells=100, window=100)
 
@@ -46,8 +47,8 @@ def parser(tail: str = "") -> OutputParser:
 def answering(backend: FakeBackend, words: Words) -> Callable[..., Constraint]:
     def make(regex: str, *, tail: str = "", opening: tuple[int, ...] = ()) -> Constraint:
         rules = check_format(ResponseFormat(regex=regex)).rules
-        matcher = words.matcher(whole_answer(rules, "", None, words.spell, parallel=True))
-        plan = Plan(answer=matcher, formatted=True, opening=opening, closing=b"</think>")
+        matcher = words.matcher(whole_answer(rules))
+        plan = Plan(answer=matcher, formatted=True, opening=opening, closings=(b"</think>",))
         return Constraint(plan, words, backend, parser(tail))
 
     return make
@@ -56,8 +57,8 @@ def answering(backend: FakeBackend, words: Words) -> Callable[..., Constraint]:
 @pytest.fixture
 def calling(backend: FakeBackend, words: Words) -> Callable[..., Constraint]:
     def make(**settings: Any) -> Constraint:
-        rules = call_rules([("f", check_tool(CITY))], HERMES, words.spell)
-        plan = Plan(call=words.matcher(rest_of_call(rules)), trigger=b"<tool_call>", closing=b"</think>", **settings)
+        rules = rest_of_call(Calls(HERMES, [("f", check_tool(CITY))], words.spell, parallel=True))
+        plan = Plan(call=words.matcher(rules), trigger="<tool_call>", closings=(b"</think>",), **settings)
         return Constraint(plan, words, backend, parser())
 
     return make
@@ -220,7 +221,7 @@ def test_the_largest_schemas_that_are_taken_can_be_held(words: Words) -> None:
     for wanted in (schema, repeats, {"enum": [f"{n} value" for n in range(1900)]}):
         began = time.perf_counter()
         rules = check_format(ResponseFormat(schema=wanted)).rules
-        matcher = words.matcher(whole_answer(rules, "", None, words.spell, parallel=True))
+        matcher = words.matcher(whole_answer(rules))
         assert time.perf_counter() - began < 1
         for _ in range(20):
             mask = int.from_bytes(matcher.compute_bitmask(), "little")

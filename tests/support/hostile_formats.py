@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from modeld.chat.grammar import check_format, from_gbnf, whole_answer
+from modeld.chat.call_grammar import whole_answer
+from modeld.chat.grammar import check_format, from_gbnf
 from modeld.engine.fake.lexicon import END, FakeLexicon
 from modeld.engine.words import Words, lark_from_gbnf
 from modeld.errors import ModeldError
@@ -81,7 +82,7 @@ def attempt(words: Words, wanted: ResponseFormat) -> dict[str, Any]:
     try:
         checked = check_format(wanted)
         rules = from_gbnf(lark_from_gbnf(checked.rules)) if checked.gbnf else checked.rules
-        matcher = words.matcher(whole_answer(rules, "", None, words.spell, parallel=True))
+        matcher = words.matcher(whole_answer(rules))
     except ModeldError as error:
         return {"error": error.code, "text": error.message, "seconds": time.process_time() - began, "token": 0}
     made = time.process_time() - began

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
 
-from modeld.chat.call_syntax import CallSyntax
 from modeld.chat.json_schema import Schema, check_schema
 from modeld.chat.patterns import MAX_PATTERN, read_pattern
 from modeld.errors import InvalidRequestError, ModeldError, NotSupportedError
@@ -27,14 +25,12 @@ MAX_RULES: Final = 200
 """Characters of a grammar at most."""
 
 # Forcing would have the matcher choose the tokens of a text that is certain; here the model does.
-_HEAD: Final = '%llguidance {"no_forcing": true}\n'
+HEAD: Final = '%llguidance {"no_forcing": true}\n'
+"""Begins each grammar."""
 # A model that may write any white space can write it for ever.
 _WHITE: Final = {"whitespace_pattern": r"\n[ \t]{0,64}| ", "json_allowed_escapes": 'nrbtf\\"'}
 _ROOT: Final = re.compile(r"^\s*root\s*::=", re.MULTILINE)
 _START: Final = re.compile(r"^start\s*:", re.MULTILINE)
-
-Spell = Callable[[str], str]
-"""Writes a tag in the grammar: as the token that stands for it, where there is one, or as text."""
 
 
 class Grammar(Struct, frozen=True):
@@ -55,9 +51,9 @@ def check_format(wanted: ResponseFormat) -> Grammar:
     """
     match wanted.kind:
         case "json_schema":
-            return Grammar(f"answer: {_json(check_schema(wanted.schema))}\n")
+            return Grammar(f"answer: {json_rule(check_schema(wanted.schema))}\n")
         case "json_object":
-            return Grammar(f"answer: {_json({'type': 'object'})}\n")
+            return Grammar(f"answer: {json_rule({'type': 'object'})}\n")
         case "regex":
             return Grammar(f"answer: /{_regex(wanted.regex)}/\n")
         case "choice":
@@ -79,42 +75,6 @@ def check_tool(tool: Tool) -> Schema:
     return check_schema(whole, f"tool {tool.function.name}")
 
 
-def whole_answer(answer: str, calls: str, syntax: CallSyntax | None, spell: Spell, *, parallel: bool) -> str:
-    """The grammar of everything that follows the thinking.
-
-    :param answer: rules of :class:`Grammar`, in Lark; empty: the answer is a call.
-    :param calls: of :func:`call_rules`; empty: no calls.
-    """
-    head = ["answer"] if answer else []
-    rules = answer
-    if calls and syntax is not None:
-        head.append("modeld_calls")
-        more = f" ({text_atom(syntax.between)} modeld_call)*" if parallel else ""
-        rules += f"modeld_calls: modeld_call{more}\nmodeld_call: {spell(syntax.opening)} modeld_rest\n{calls}"
-    return f"{_HEAD}start: {' | '.join(head)}\n{rules}"
-
-
-def rest_of_call(calls: str) -> str:
-    """The grammar of what follows the trigger of a call."""
-    return f"{_HEAD}start: modeld_rest\n{calls}"
-
-
-def call_rules(tools: Sequence[tuple[str, Schema | None]], syntax: CallSyntax, spell: Spell) -> str:
-    """Rules for one call of one of these tools, behind the trigger. Without a schema the arguments are any object."""
-    names = [f"modeld_t{index}" for index in range(len(tools))]
-    lines = [
-        f"modeld_rest: MODELD_SPACE {text_atom(syntax.begin.lstrip())} ({' | '.join(names)}) "
-        f"{text_atom(syntax.end)} {spell(syntax.closing)}",
-        r"MODELD_SPACE: /[ \n]{0,2}/",
-    ]
-    for rule, (name, schema) in zip(names, tools, strict=True):
-        # Inside of a JSON string, where the name stands between quotes.
-        written = json.dumps(name, ensure_ascii=False)[1:-1]
-        lines.append(f"{rule}: {text_atom(written + syntax.middle)} {rule}_a")
-        lines.append(f"{rule}_a: {_json(schema or {'type': 'object'})}")
-    return "\n".join(lines) + "\n"
-
-
 def from_gbnf(converted: str) -> str:
     """Rules of :class:`Grammar` from what the matcher's package made of GBNF."""
     body = converted.replace("%llguidance {}", "", 1)
@@ -131,7 +91,8 @@ def text_atom(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _json(schema: Schema) -> str:
+def json_rule(schema: Schema) -> str:
+    """JSON that fits a schema, as the body of a rule."""
     options: dict[str, Any] = {"x-guidance": _WHITE}
     return f"%json {json.dumps(schema | options, ensure_ascii=False)}"
 

@@ -87,6 +87,7 @@ class OutputParser:
     :param prompt_tail: likewise.
     :param spans: is called with each piece of the output that is done with, in order, and what it was. The pieces
         joined are the output: for whoever wants to see that nothing gets lost.
+    :ivar in_header: the answer begins in the middle of a channel's header.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class OutputParser:
         self._bytes = b""  # an unfinished UTF-8 character
         # While set, text in which it finds nothing is passed on as it is.
         self._near: Callable[[str], re.Match[str] | None] | None = None
+        self.in_header = syntax.in_header(prompt_tail)
         self._steps: Generator[None, None, None] = self._answer(prompt_tail)
         next(self._steps)
 
@@ -142,7 +144,7 @@ class OutputParser:
         fresh = True
         if (close := self._syntax.opened(tail)) is not None:
             yield from self._think(close)
-        elif self._syntax.in_header(tail):
+        elif self.in_header:
             yield from self._message()
         while not self._reader.done:
             fresh = yield from (self._bare() if fresh and self._markers.bare else self._text())

@@ -6,9 +6,19 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
-from modeld.chat.call_syntax import THINKING, CallSyntax, call_syntax
-from modeld.chat.grammar import call_rules, check_format, check_tool, from_gbnf, rest_of_call, whole_answer
+from modeld.chat.call_grammar import (
+    Calls,
+    HeldFormat,
+    bare_beginning,
+    is_held,
+    parted,
+    rest_of_call,
+    whole_answer,
+    written_format,
+)
+from modeld.chat.grammar import Grammar, check_format, check_tool, from_gbnf
 from modeld.chat.json_schema import Schema
+from modeld.chat.output.formats import CallFormat, ChannelFormat, find_dialect
 from modeld.chat.parser import OutputParser
 from modeld.chat.template import ChatTemplate
 from modeld.engine.backend import Backend
@@ -111,8 +121,9 @@ class _Maker:
     def __init__(self, backend: Backend, words: Callable[[], Words], template: ChatTemplate) -> None:
         self._backend = backend
         self._words = words
-        self._syntax = call_syntax(template.source)
-        self._tags = next((tags for tags in THINKING if tags[0] in template.source or tags[1] in template.source), None)
+        dialect = find_dialect(template.source)
+        self._format = written_format(dialect)
+        self._thinking = dialect.thinking
         self._opens_itself = not template.facts.opens_thinking
 
     def made(self, wanted: Wanted) -> Made | None:
@@ -127,39 +138,60 @@ class _Maker:
     def _make(self, wanted: Wanted) -> Made | None:
         options = wanted.options
         forced = options.tool_choice != "auto"
-        syntax = self._syntax if wanted.tools else None
-        self._check_choice(wanted, syntax)
+        held = self._format if self._format is not None and is_held(self._format) else None
+        self._check_choice(wanted, held)
         if all(tool.function.strict is False for tool in wanted.tools) and not forced and not options.response_format:
             return None
         # First of all: what is wrong in itself is so without the matcher's package too.
         answer = check_format(options.response_format) if options.response_format is not None and not forced else None
-        tools, warnings = self._tools(wanted) if syntax is not None else ([], [])
+        tools, warnings = self._tools(wanted) if held is not None else ([], self._not_held(wanted))
         if answer is None and not tools:
-            return None
+            return Made(Plan(), None, tuple(warnings)) if warnings else None
         try:
             words = self._words()
-        except MissingDependencyError as error:
+            calls = None
+            if held is not None and (tools or (isinstance(held, ChannelFormat) and parted(held, words.spell))):
+                calls = Calls(held, tools, words.spell, options.parallel_tool_calls)
+            plan = self._plan(wanted, calls, words, answer)
+        except (MissingDependencyError, NotSupportedError) as error:
             if answer is not None or forced or any(tool.function.strict for tool in wanted.tools):
                 raise
             return Made(Plan(), None, (_free(f"the arguments of tools are what the model writes: {error.message}"),))
+        return Made(plan, words, tuple(warnings))
+
+    def _plan(self, wanted: Wanted, calls: Calls | None, words: Words, answer: Grammar | None) -> Plan:
         rules = ""
         if answer is not None:
             rules = from_gbnf(lark_from_gbnf(answer.rules)) if answer.gbnf else answer.rules
-        calls = call_rules(tools, syntax, words.spell) if tools and syntax is not None else ""
-        whole = whole_answer(rules, calls, syntax, words.spell, parallel=options.parallel_tool_calls)
-        bound = bool(answer) or forced
-        plan = Plan(
-            answer=words.matcher(whole) if bound else None,
-            call=None if bound else words.matcher(rest_of_call(calls)),
-            trigger=syntax.opening.encode() if syntax is not None else b"",
+        channels = self._format if isinstance(self._format, ChannelFormat) and calls is not None else None
+        bound = answer is not None or wanted.options.tool_choice != "auto"
+        grammar = whole_answer(rules, calls) if bound or calls is None else rest_of_call(calls)
+        matcher = words.matcher(grammar)
+        return Plan(
+            answer=matcher if bound else None,
+            call=None if bound else matcher,
+            trigger=calls.format.open if calls is not None and isinstance(calls.format, CallFormat) else "",
+            bare=bare_beginning(calls) if calls is not None and not bound else None,
             formatted=answer is not None,
             opening=self._opening(wanted.think),
-            closing=self._tags[1].encode() if self._tags else b"",
-            parallel=options.parallel_tool_calls,
+            closings=tuple(close.encode() for close in self._thinking.values()),
+            parallel=wanted.options.parallel_tool_calls and not (calls is not None and calls.ends),
+            header=channels is not None,
         )
-        return Made(plan, words, tuple(warnings))
 
-    def _check_choice(self, wanted: Wanted, syntax: CallSyntax | None) -> None:
+    def _not_held(self, wanted: Wanted) -> list[WarningPart]:
+        """Of tools that may be called, in a format that no grammar holds."""
+        if not any(tool.function.strict is not False for tool in wanted.tools):
+            return []
+        return [_free(f"the arguments of tools are what the model writes: {self._why}")]
+
+    @property
+    def _why(self) -> str:
+        if self._format is None:
+            return "how it writes calls is not known from its template"
+        return f"it writes calls in the format {self._format.name}, whose arguments are not JSON"
+
+    def _check_choice(self, wanted: Wanted, held: HeldFormat | None) -> None:
         choice = wanted.options.tool_choice
         names = [tool.function.name for tool in wanted.tools]
         if choice not in ("auto", "required", *names):
@@ -168,9 +200,9 @@ class _Maker:
         if choice != "auto" and not names:
             raise InvalidRequestError(f"tool_choice {choice!r} needs tools", parameter="tool_choice")
         strict = next((tool.function.name for tool in wanted.tools if tool.function.strict), None)
-        if syntax is None and (choice != "auto" or strict is not None):
+        if held is None and (choice != "auto" or strict is not None):
             what = f"tool_choice {choice!r}" if choice != "auto" else f"strict of tool {strict}"
-            text = f"{what} cannot be held: how this model writes calls is not known from its template"
+            text = f"{what} cannot be held by this model: {self._why}"
             raise NotSupportedError(text, feature="tool_choice" if choice != "auto" else "strict")
 
     def _tools(self, wanted: Wanted) -> tuple[list[tuple[str, Schema | None]], list[WarningPart]]:
@@ -194,9 +226,9 @@ class _Maker:
 
     def _opening(self, think: ThinkLevel) -> tuple[int, ...]:
         """Tokens of the tag that a model may begin to think with where the prompt did not."""
-        if self._tags is None or not self._opens_itself or think == "off":
+        if not self._thinking or not self._opens_itself or think == "off":
             return ()
-        return tuple(self._backend.tokenize(self._tags[0].encode(), add_special=False))
+        return tuple(self._backend.tokenize(next(iter(self._thinking)).encode(), add_special=False))
 
 
 def _wanted(job: Job) -> Wanted | None:

@@ -74,6 +74,7 @@ class Words:
         self.special = {piece[1:]: token for token, piece in enumerate(words) if piece[:1] == SPECIAL}
         self.blanks = frozenset(token for token, piece in enumerate(words) if piece and _BLANKS.issuperset(piece))
         self.end = self.mask(ends)
+        self._ends = frozenset(words[token][1:] for token in ends)
         self.blank = self.mask(self.blanks)
         everything = (1 << self.size) - 1
         self.every = self._bytes(everything & ~int.from_bytes(self.end, "little"))
@@ -98,7 +99,9 @@ class Words:
         return self._bytes(int.from_bytes(one, "little") | int.from_bytes(other, "little"))
 
     def spell(self, tag: str) -> str:
-        """See :data:`modeld.chat.grammar.Spell`."""
+        """See :data:`modeld.chat.call_grammar.Spell`."""
+        if tag.encode() in self._ends:
+            return ""
         token = self.special.get(tag.encode())
         return json.dumps(tag) if token is None else f"<[{token}]>"
 

@@ -37,8 +37,9 @@ DROPPED: Final = (
 
 
 class JsonBody(Struct, frozen=True, tag=True):
-    """An object with name and arguments, or a list of them.
+    """An object with name and arguments, or a list of them. Where there are several keys, the first is the model's own.
 
+    :param listed: the model itself writes a list, if of one call.
     :param late_id: the id may come last, so a call is only told when its object is complete.
     """
 
@@ -46,6 +47,7 @@ class JsonBody(Struct, frozen=True, tag=True):
     arguments: tuple[str, ...] = ("arguments", "parameters")
     ids: tuple[str, ...] = ()
     late_id: bool = False
+    listed: bool = False
 
 
 class PythonBody(Struct, frozen=True, tag=True):
@@ -98,6 +100,7 @@ class CallFormat(Struct, frozen=True, kw_only=True):
     :param open: what a call, or several, begins with. :param close: ends with; empty: the body says where it ends.
     :param bare: without ``open``, an answer that begins with a call of an offered tool is one too.
     :param line: one line break before ``open`` is part of it.
+    :param between: stands between two such spans; ``None``: all calls are in one.
     :param call_id: of a call to which the model gives none; the place is its number, from 1.
     """
 
@@ -108,6 +111,7 @@ class CallFormat(Struct, frozen=True, kw_only=True):
     body: Body
     bare: bool = False
     line: bool = False
+    between: str | None = None
     call_id: str = "call_{}"
 
     @property
@@ -117,14 +121,19 @@ class CallFormat(Struct, frozen=True, kw_only=True):
 
 
 class ChannelFormat(Struct, frozen=True, kw_only=True):
-    """A whole answer in messages with headers: ``start assistant channel NAME to=functions.f message ... end``."""
+    """A whole answer in messages with headers: ``start assistant channel NAME to=functions.f message ... end``.
+
+    :param constrain: may stand before the name of a call's notation. :param call: of the ends, the one behind a call.
+    """
 
     name: str
     signs: tuple[str, ...]
     start: str
     channel: str
+    constrain: str
     message: str
     ends: tuple[str, ...]
+    call: str
     call_id: str = "call_{}"
 
 
@@ -189,7 +198,13 @@ CALL_FORMATS: Final = (
     ),
     CallFormat(name="glm", signs=("<arg_key>",), open="<tool_call>", close="</tool_call>", body=_GLM_TAGS, line=True),
     CallFormat(
-        name="hermes", signs=("<tool_call>",), open="<tool_call>", close="</tool_call>", body=JsonBody(), line=True
+        name="hermes",
+        signs=("<tool_call>",),
+        open="<tool_call>",
+        close="</tool_call>",
+        body=JsonBody(),
+        line=True,
+        between="\n",
     ),
     CallFormat(
         name="minimax",
@@ -211,7 +226,12 @@ CALL_FORMATS: Final = (
         name="mistral",
         signs=("[TOOL_CALLS]",),
         open="[TOOL_CALLS]",
-        body=NamedBody(before_id="[CALL_ID]", before_arguments="[ARGS]", listed=JsonBody(ids=("id",), late_id=True)),
+        body=NamedBody(
+            before_id="[CALL_ID]",
+            before_arguments="[ARGS]",
+            listed=JsonBody(ids=("id",), late_id=True, listed=True),
+        ),
+        between="",
         call_id="call{:05}",  # its templates want nine letters and digits
     ),
     CallFormat(
@@ -238,16 +258,21 @@ CALL_FORMATS: Final = (
         signs=("<|START_ACTION|>",),
         open="<|START_ACTION|>",
         close="<|END_ACTION|>",
-        body=JsonBody(names=("tool_name", "name"), ids=("tool_call_id",)),
+        body=JsonBody(
+            names=("tool_name", "name"),
+            arguments=("parameters", "arguments"),
+            ids=("tool_call_id",),
+            listed=True,
+        ),
     ),
     CallFormat(
         name="phi",
         signs=("<|/tool_call|>", "<|/tool|>"),
         open="<|tool_call|>",
         close="<|/tool_call|>",
-        body=JsonBody(),
+        body=JsonBody(listed=True),
     ),
-    CallFormat(name="granite", signs=("<|tool_call|>",), open="<|tool_call|>", body=JsonBody()),
+    CallFormat(name="granite", signs=("<|tool_call|>",), open="<|tool_call|>", body=JsonBody(listed=True)),
     CallFormat(
         name="lfm",
         signs=("<|tool_call_start|>",),
@@ -268,8 +293,9 @@ CALL_FORMATS: Final = (
         name="llama-json",
         signs=("<|python_tag|>", '"parameters": dictionary of argument name'),
         open="<|python_tag|>",
-        body=JsonBody(),
+        body=JsonBody(arguments=("parameters", "arguments")),
         bare=True,
+        between="; ",
     ),
 )
 """Where two share what they open with, the body's first character decides; of two with one kind of body, the first."""
@@ -279,8 +305,10 @@ HARMONY: Final = ChannelFormat(
     signs=("<|channel|>",),
     start="<|start|>",
     channel="<|channel|>",
+    constrain="<|constrain|>",
     message="<|message|>",
     ends=("<|end|>", "<|call|>", "<|return|>"),
+    call="<|call|>",
 )
 
 
@@ -318,7 +346,7 @@ def in_vocabulary(value: S, marked: Callable[[str], str]) -> S:
         field = getattr(value, name)
         if isinstance(field, JsonBody | PythonBody | TaggedBody | SectionBody | NamedBody):
             changes[name] = in_vocabulary(field, marked)
-        elif isinstance(field, str) and name not in ("name", "call_id"):
+        elif isinstance(field, str) and name not in ("name", "between", "call_id"):
             changes[name] = marked(field)
         elif name == "ends":
             changes[name] = tuple(map(marked, field))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 TEMPLATE_NAMES = ("tool_use", "rag")
 """A file may hold a chat template for each besides the one that is for all."""
+_TAG: Final = re.compile(rb"<.+>|\[/?[A-Z_]+\]", re.DOTALL)
+"""What is a marker among the tokens that users defined."""
 
 
 class LlamaLexicon:
@@ -93,7 +96,7 @@ class LlamaLexicon:
             attributes = native.llama_vocab_get_attr(self._vocab, token)
             piece = b"" if attributes & unused else self._spelled(token)
             # Some vocabularies have plain text among what users defined, such as runs of white space.
-            tag = attributes & native.LLAMA_TOKEN_ATTR_USER_DEFINED and piece[:1] == b"<" and piece[-1:] == b">"
+            tag = attributes & native.LLAMA_TOKEN_ATTR_USER_DEFINED and _TAG.fullmatch(piece)
             words.append(b"\xff" + piece if attributes & native.LLAMA_TOKEN_ATTR_CONTROL or tag else piece)
         return words
 

@@ -86,13 +86,17 @@ class Server(Protocol):
 
 
 class Modeld:
-    """A node, ``modeld serve``, by the client library over its unix socket. Sessions have the agents' names."""
+    """A node, ``modeld serve``, by the client library over its unix socket. Sessions have the agents' names.
+
+    :param options: more of ``modeld serve``.
+    """
 
     name = "modeld"
 
-    def __init__(self, processes: Processes, setting: Setting) -> None:
+    def __init__(self, processes: Processes, setting: Setting, *options: str) -> None:
         self._processes = processes
         self._setting = setting
+        self._options = options
         self._root = setting.folder / "node"
         self._log = setting.folder / "node.log"
         self._command = Path(sys.executable).with_name("modeld")
@@ -103,6 +107,11 @@ class Modeld:
         return self._process.pid
 
     @property
+    def root(self) -> Path:
+        """Its data root."""
+        return self._root
+
+    @property
     def client(self) -> modeld.Client:
         """Connected to the node that runs."""
         return self._client
@@ -111,7 +120,7 @@ class Modeld:
         """See :class:`Server`."""
         setting = self._setting
         options = ["--data-root", str(self._root), "--threads", str(setting.threads), "--idle-ttl", "off"]
-        self._process = self._processes.start([self._command, "serve", *options], self._log)
+        self._process = self._processes.start([self._command, "serve", *options, *self._options], self._log)
         end = time.monotonic() + START_SECONDS
         while True:
             try:
@@ -202,6 +211,7 @@ class LlamaServer:
         self._flags = flags
         self._pinned = pinned
         self._stripped = stripped
+        self.url = ""
         self._log = setting.folder / "llama-server.log"
         self._slots = setting.folder / "slots"
         self._slots.mkdir()
@@ -214,6 +224,7 @@ class LlamaServer:
     async def start(self) -> None:
         """See :class:`Server`."""
         setting, port = self._setting, _free_port()
+        self.url = f"http://127.0.0.1:{port}"
         numbers = {"-t": setting.threads, "-tb": setting.threads, "-c": setting.cells, "-b": setting.batch}
         numbers |= {"-ub": setting.batch, "-np": setting.agents, "--port": port}
         equal = [word for flag, number in numbers.items() for word in (flag, str(number))]
@@ -222,7 +233,7 @@ class LlamaServer:
         # What modeld's engine sets for itself: libgomp's spinning starves whoever else needs a processor.
         spin = {"GOMP_SPINCOUNT": "1000"}
         self._process = self._processes.start([self._binary, *paths, *equal, *own], self._log, spin)
-        self._http = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=600, limits=_ONE_CALL)
+        self._http = httpx2.AsyncClient(base_url=self.url, timeout=600, limits=_ONE_CALL)
         end = time.monotonic() + START_SECONDS
         while not await self._healthy():
             alive(self._process, self._log)

@@ -38,7 +38,9 @@ async def test_what_sessions_share_is_told_of_each(world: World) -> None:
 async def test_calls_add_up_in_the_totals_and_the_last_receipt_is_told(world: World) -> None:
     session = await world.open()
     before = (await world.service.status()).totals
-    results = [await session.turn([Message("user", text)], options=SHORT).join() for text in ("Count to 9.", "Count to 5.")]
+    results = [
+        await session.turn([Message("user", text)], options=SHORT).join() for text in ("Count to 9.", "Count to 5.")
+    ]
     receipts = [result.receipt for result in results]
     now = (await world.service.status()).totals
     assert now.calls - before.calls == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 from msgspec import Struct
@@ -17,10 +18,12 @@ from modeld.errors import (
     ModelNotFoundError,
     NotSupportedError,
 )
+from modeld.http.metrics import TRACE
 from modeld.http.sessions import Naming
 from modeld.http.sse import Parts
 from modeld.node.gateway import RepositoryService
-from modeld.session.contract import ModelService
+from modeld.repository.tracker import NoopTracker, Tracker, config_attributes, record_end
+from modeld.session.contract import ModelService, PartStream
 from modeld.session.conversations import Tapes, one_turn
 from modeld.session.values import ModelRef
 from modeld.types import ChatConfig, Message
@@ -32,10 +35,11 @@ MAX_ID: Final = 300
 
 
 class Target(Struct, frozen=True):
-    """What a model id means. ``backend`` is empty for a model of this node."""
+    """What a model id means. ``backend`` is empty for a model of this node. :param kind: type of the backend."""
 
     model: str
     backend: str = ""
+    kind: str = "modeld"
 
     @property
     def ref(self) -> ModelRef:
@@ -54,8 +58,9 @@ class Listed(Struct, frozen=True):
 class Models:
     """Finds what a model id means and lets it answer."""
 
-    def __init__(self, service: ModelService, gateway: RepositoryService) -> None:
+    def __init__(self, service: ModelService, gateway: RepositoryService, tracker: Tracker | None = None) -> None:
         self.service = service
+        self._tracker = tracker or NoopTracker()
         self._gateway = gateway
         self._tapes = Tapes()
 
@@ -72,8 +77,9 @@ class Models:
                     raise ModelError(f"{id} cannot be used: {model.error}", name=id)
                 return Target(id)
         backend, mark, name = id.partition(":")
-        if mark and name and any(known.name == backend for known in await self._gateway.list_backends()):
-            return Target(name, backend)
+        for known in await self._gateway.list_backends() if mark and name else ():
+            if known.name == backend:
+                return Target(name, backend, known.type)
         try:
             # Virtual models are not listed; whether there is one the node knows.
             return Target((await self.service.describe(ModelRef(name=id))).name)
@@ -92,19 +98,36 @@ class Models:
         self, target: Target, messages: Sequence[Message], config: ChatConfig, naming: Naming
     ) -> AsyncIterator[Parts]:
         """The answer, part by part. Leaving the block before its end cancels it."""
-        if target.backend:
-            stream = await self._gateway.stream(target.backend, target.model, messages, config)
-            async with stream as parts:
-                yield aiter(parts)
-            return
+        asked = config_attributes(config)
+        with (
+            TRACE.get().answering() as trace,
+            self._tracker.start("stream", target.kind, target.model, **asked) as span,
+        ):
+            ended = partial(record_end, span)
+            if target.backend:
+                stream = await self._gateway.stream(target.backend, target.model, messages, config)
+                async with stream as parts, trace.follow(aiter(parts), ended) as seen:
+                    yield seen
+                return
+            async with (
+                self._turn(target.ref, messages, config, naming) as turn,
+                trace.follow(aiter(turn), ended, turn) as seen,
+            ):
+                yield seen
+
+    @asynccontextmanager
+    async def _turn(
+        self, ref: ModelRef, messages: Sequence[Message], config: ChatConfig, naming: Naming
+    ) -> AsyncIterator[PartStream]:
+        """On the session that was named, or the one that is found."""
         named = naming.named()
         if named is not None:
-            async with one_turn(self.service, target.ref, named, messages, config) as parts:
-                yield aiter(parts)
+            async with one_turn(self.service, ref, named, messages, config) as parts:
+                yield parts
             return
-        with self._tapes.take(target.ref, messages, f"{naming.user}\0{naming.key}") as name:
-            async with one_turn(self.service, target.ref, naming.chosen(name), messages, config) as parts:
-                yield aiter(parts)
+        with self._tapes.take(ref, messages, f"{naming.user}\0{naming.key}") as name:
+            async with one_turn(self.service, ref, naming.chosen(name), messages, config) as parts:
+                yield parts
 
     async def all(self) -> tuple[list[Listed], dict[str, str]]:
         """All models, and by backend why one could not list its own."""

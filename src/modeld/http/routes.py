@@ -9,17 +9,22 @@ from modeld.http.auth import Gate
 from modeld.http.errors import Refusal
 from modeld.http.exchange import Endpoint, Exchange, Handler
 from modeld.http.guard import Guard
+from modeld.http.metrics import Metrics
 from modeld.http.models import Models
+from modeld.http.node_calls import NodeCalls
 from modeld.http.openai_chat import ChatCompletions
 from modeld.http.openai_models import ModelListing
+from modeld.http.scrape import Scrape
 from modeld.http.texts import Tokens
 from modeld.node.gateway import RepositoryService
+from modeld.repository.tracker import Tracker
 from modeld.session.contract import ModelService
 
 
-def make_app(service: ModelService, gateway: RepositoryService, gate: Gate) -> ASGIApp:
-    """Everything that is served over HTTP, behind its guard."""
-    models = Models(service, gateway)
+def make_app(service: ModelService, gateway: RepositoryService, gate: Gate, tracker: Tracker | None = None) -> ASGIApp:
+    """Everything that is served over HTTP, behind its guard. :param tracker: hears of every answer."""
+    metrics = Metrics()
+    models = Models(service, gateway, tracker)
     listing, tokens = ModelListing(models), Tokens(models)
     routes = [
         _get("/health", _health),
@@ -28,16 +33,18 @@ def make_app(service: ModelService, gateway: RepositoryService, gate: Gate) -> A
         _post("/v1/chat/completions", ChatCompletions(models)),
         _post("/tokenize", tokens.tokenize),
         _post("/detokenize", tokens.detokenize),
+        _get("/metrics", Scrape(service, metrics)),
+        *NodeCalls(service).routes(),
     ]
-    return Guard(Router(routes, redirect_slashes=False, default=_no_route), gate)
+    return Guard(Router(routes, redirect_slashes=False, default=_no_route), gate, metrics)
 
 
 def _get(path: str, handler: Handler) -> Route:
-    return Route(path, Endpoint(handler, "GET"))
+    return Route(path, Endpoint(GET=handler))
 
 
 def _post(path: str, handler: Handler) -> Route:
-    return Route(path, Endpoint(handler, "POST"))
+    return Route(path, Endpoint(POST=handler))
 
 
 async def _health(exchange: Exchange) -> None:

@@ -11,6 +11,7 @@ from typing import Final, Protocol, Self
 from modeld.errors import CancelledError, ModeldError
 from modeld.http.errors import Refusal, error_body, failure_of
 from modeld.http.exchange import Exchange
+from modeld.http.metrics import TRACE
 from modeld.transport.errors import public_error
 from modeld.types import EndPart, StreamPart
 
@@ -101,6 +102,7 @@ async def send_events(
 
     :raises Exception: what went wrong before the headers were sent.
     """
+    TRACE.get().streamed = True
     async with Feed(answer) as feed:
         items = await feed.next(HEADERS_SECONDS)
         if items and isinstance(items[0], Exception):

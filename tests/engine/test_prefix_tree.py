@@ -66,10 +66,6 @@ class Tapes(RuleBasedStateMachine):
             assert self.tree.length(key) == len(tape)
             others = trie([other for name, other in self.tapes.items() if name != key])
             assert self.tree.alone(key) == len(trie([tape]) - others)
-            assert self.tree.common(tape) == len(trie([tape]) & others)
-            for name in self.tapes.keys() - {key}:
-                rest = trie([other for one, other in self.tapes.items() if one not in (key, name)])
-                assert self.tree.common(tape, [name]) == len(trie([tape]) & rest)
 
 
 TestTapes = Tapes.TestCase

@@ -455,16 +455,17 @@ class Pool:
 
     def kept(self) -> dict[int, KeptTokens]:
         """Leading tokens of each session's tape that are here, with whomever, or can come back."""
-        return {key: self._kept(session) for key, session in self.sessions.items()}
+        held = {session.sequence for session in self.sessions.values() if session.sequence is not None}
+        return {key: self._kept(session, held) for key, session in self.sessions.items()}
 
-    def _kept(self, session: EngineSession) -> KeptTokens:
+    def _kept(self, session: EngineSession, held: set[int]) -> KeptTokens:
         tape = session.remembered
         here = max(session.hot, self._tree.match(tape)[0] if self._backend.shares else 0)
         kept = max(here, self.stored(tape))
         away = self._tiers.ahead(tape, here) if self._tiers is not None and kept > here else ()
         disk = sum(end - max(block.start, here) for block, end in away if block.state is None)
-        # What a session left behind for itself is nobody else's.
-        shared = self._tree.common(tape, self._branches) if self._backend.shares else 0
+        others = held.difference((session.sequence,))
+        shared = self._tree.shared_with(others, tape) if self._backend.shares else 0
         return KeptTokens(kept, shared, kept - here - disk, disk)
 
     def held(self) -> Held:

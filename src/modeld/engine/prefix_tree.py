@@ -6,7 +6,7 @@ from the root to the end of its tape, and nothing else. So the tokens of all nod
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from modeld.engine.session import shared_length
@@ -73,17 +73,6 @@ class PrefixTree:
                 return child.start + common, donor
             node = child
         return node.end, donor
-
-    def common(self, ids: Sequence[int], besides: Collection[int] = ()) -> int:
-        """How many leading tokens of ``ids`` more than one sequence holds, where those ``besides`` do not count."""
-        node, common = self._root, 0
-        while node.end < len(ids) and common == node.end:
-            child = node.children.get(ids[node.end])
-            if child is None or len(child.holders.difference(besides)) < 2:
-                break
-            common += shared_length(child.tokens, list(ids[child.start : child.end]))
-            node = child
-        return common
 
     def shared_with(self, sequences: set[int], ids: Sequence[int]) -> int:
         """How many leading tokens of ``ids`` one of ``sequences`` holds."""

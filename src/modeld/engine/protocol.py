@@ -190,7 +190,8 @@ class KeptTokens(Struct, frozen=True, omit_defaults=True):
     """Of a session's tape the leading tokens that need not be computed again, and where they are.
 
     :param all: of them. Tokens that others hold count, and those that can come back. :param shared: that the engine
-        holds for more than one session. :param ram: that left the engine and are in main memory. :param disk: in files.
+        holds for another session, whether or not for this one too. :param ram: that left the engine and are in main
+        memory. :param disk: in files.
     """
 
     all: int

@@ -338,7 +338,7 @@ class SessionInfo(Struct, frozen=True, kw_only=True):
     :param kept: leading tokens of the tape that need not be computed again: those the engine holds, for this session
         or another, and those that can come back. ``None``: not known; the model is not resident, or the engine busy.
     :param adapters: with which it runs.
-    :param shared: the part of ``kept`` that the engine holds for other sessions too. :param ram: the part that left the
+    :param shared: the part of ``kept`` that the engine holds for other sessions. :param ram: the part that left the
         engine and comes back from main memory. :param disk: from files. All 0 where ``kept`` is not known.
     :param last_receipt: of its last call since the node came to know it.
     """

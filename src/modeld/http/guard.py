@@ -24,8 +24,8 @@ MAX_HEADERS: Final = 100
 """Lines of a request's header."""
 MAX_REQUESTS: Final = 256
 """Requests that are answered at a time. Further ones are told to come back, and do not wait unseen."""
-PUBLIC: Final = frozenset({"/health"})
-"""Paths that ask for no token. They tell nothing."""
+PUBLIC: Final = frozenset({"/health", "/", "/console.css", "/console.js"})
+"""Paths that ask for no token: they tell nothing, and the console's files are the same everywhere."""
 REQUEST_ID: Final = "modeld.request_id"
 """Key in the scope."""
 

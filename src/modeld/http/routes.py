@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from modeld.http import pages
 from modeld.http.auth import Gate
 from modeld.http.errors import Refusal
 from modeld.http.exchange import Endpoint, Exchange, Handler
@@ -35,6 +36,7 @@ def make_app(service: ModelService, gateway: RepositoryService, gate: Gate, trac
         _post("/detokenize", tokens.detokenize),
         _get("/metrics", Scrape(service, metrics)),
         *NodeCalls(service).routes(),
+        *pages.routes(),
     ]
     return Guard(Router(routes, redirect_slashes=False, default=_no_route), gate, metrics)
 

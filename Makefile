@@ -15,6 +15,7 @@ run: setup ## start a node, ask the bundled tiny model, print answer and receipt
 	@$(PY) scripts/demo.py
 
 test: setup ## all tests
+	-@$(PY) scripts/browser.py
 	@$(PY) -m pytest
 
 check: setup ## lint, format, types, import contracts, drift of what is generated

@@ -15,6 +15,7 @@ run: setup ## start a node, ask the bundled tiny model, print answer and receipt
 	@$(PY) scripts/demo.py
 
 test: setup ## all tests, on up to four cores
+	-@$(PY) scripts/browser.py
 	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: setup ## lint, format, types, import contracts, drift of what is generated

@@ -6,8 +6,8 @@
 
 The tiny model, greedy, 256 tokens an answer, prompts of some 50 tokens that share nothing. *Load*: so many streams of
 so many clients ask again and again for so long; the node and llama-server of the same llama.cpp sources take turns,
-with equal threads, KV cells, batch and KV type. *Cost*: one client, and eight at once, have one long answer each, over HTTP
-and over gRPC in turns on one node. All readers are processes of their own: see ``http_reader.py``.
+with equal threads, KV cells, batch and KV type. *Cost*: one client, and eight at once, have one long answer each, over
+HTTP and over gRPC in turns on one node. All readers are processes of their own: see ``http_reader.py``.
 
 Without ``--llama-server`` the one that is on PATH; ``--write`` puts the tables into ``docs/benchmarks.md``.
 """

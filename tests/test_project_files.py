@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ("requirements-build.lock", "requirements.lock")
-LOCKED = ("llama", "openvino", "openai", "google", "ollama", "anthropic", "keyring", "otel", "testing", "dev")
+LOCKED = ("llama", "openvino", "openai", "google", "ollama", "anthropic", "keyring", "otel", "http", "testing", "dev")
 NOT_OURS = {"__pycache__", "dist", "build", "models"}
 FORBIDDEN = re.compile(
     r"https?://[^\s/]*(?:py|npm|conda)[^\s/]*/|file://|/simple\b|--(?:extra-)?index-url|--find-links"

@@ -214,7 +214,7 @@ def test_help_of_every_command_and_what_it_costs(command: CommandLine) -> None:
     listed = command("--help").out.partition("Commands:\n")[2]
     names = [line.split()[0] for line in listed.splitlines() if line.startswith("  ") and line[2] != " "]
     expected = "serve run chat status ps who models describe import load unload embed tokens stop"
-    expected += " token install-service doctor version"
+    expected += " launch token install-service doctor version"
     assert " ".join(names) == f"{expected} sessions backends"
     groups = {"sessions": "list show fork rm export import", "backends": "add list rm models"}
     for group, members in groups.items():

@@ -12,6 +12,7 @@ from modeld.cli.backends import backends
 from modeld.cli.doctor import doctor
 from modeld.cli.errors import guarded
 from modeld.cli.importing import import_
+from modeld.cli.launch import launch
 from modeld.cli.models import describe, load, models, unload
 from modeld.cli.node import ps, status, stop
 from modeld.cli.run import run
@@ -36,7 +37,7 @@ app = typer.Typer(
 
 _COMMANDS: tuple[Callable[..., int], ...] = (
     *(serve, run, chat, status, ps, who, models, describe, import_, load, unload, embed, tokens, stop),
-    *(token, install_service, doctor, version),
+    *(launch, token, install_service, doctor, version),
 )
 
 

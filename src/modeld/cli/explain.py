@@ -20,22 +20,9 @@ async def look_up(root: Path, backend: str, name: str, workspace: str, model: st
 
     :raises SessionError: there is none, or more than one.
     """
-    from modeld.session.values import ModelRef, SessionHandle
-
     async with reached(root, backend) as client:
         found = _the_one(await client.sessions(), name, workspace, model)
-        node = await client.status()
-        # A session whose model is not resident is found by name and digest alone.
-        kind = node.engine.backend if node.engine is not None and node.digest == found.digest else ""
-        handle = SessionHandle(
-            workspace=found.workspace,
-            name=found.name,
-            ref=ModelRef(found.model, type=kind, digest=found.digest),
-            generation=found.generation,
-            window=found.window,
-            epoch=node.epoch,
-        )
-        return await client.attach(handle).explain()
+        return await client.attach(found.handle(await client.status())).explain()
 
 
 def _the_one(sessions: list[SessionInfo], name: str, workspace: str, model: str) -> SessionInfo:

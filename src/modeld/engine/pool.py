@@ -10,7 +10,7 @@ from modeld.engine.backend import Backend
 from modeld.engine.blocks import Block
 from modeld.engine.checkpoints import Checkpoints
 from modeld.engine.prefix_tree import PrefixTree
-from modeld.engine.protocol import Evicted, Held, Load, Open, Tape
+from modeld.engine.protocol import Evicted, Held, KeptTokens, Load, Open, Tape
 from modeld.engine.session import EngineSession, shared_length
 from modeld.engine.tiers import Tiers
 
@@ -478,14 +478,20 @@ class Pool:
         session.synced = max(keep, held)
         return Tape(session.key, keep, added, session.hot, bool(session.fatal))
 
-    def kept(self) -> dict[int, int]:
+    def kept(self) -> dict[int, KeptTokens]:
         """Leading tokens of each session's tape that are here, with whomever, or can come back."""
-        tapes = {key: session.remembered for key, session in self.sessions.items()}
-        shares = self._backend.shares
-        return {
-            key: max(self.sessions[key].hot, self._tree.match(tape)[0] if shares else 0, self.stored(tape))
-            for key, tape in tapes.items()
-        }
+        held = {session.sequence for session in self.sessions.values() if session.sequence is not None}
+        return {key: self._kept(session, held) for key, session in self.sessions.items()}
+
+    def _kept(self, session: EngineSession, held: set[int]) -> KeptTokens:
+        tape = session.remembered
+        here = max(session.hot, self._tree.match(tape)[0] if self._backend.shares else 0)
+        kept = max(here, self.stored(tape))
+        away = self._tiers.ahead(tape, here) if self._tiers is not None and kept > here else ()
+        disk = sum(end - max(block.start, here) for block, end in away if block.state is None)
+        others = held.difference((session.sequence,))
+        shared = self._tree.shared_with(others, tape) if self._backend.shares else 0
+        return KeptTokens(kept, shared, kept - here - disk, disk)
 
     def held(self) -> Held:
         """What the engine holds, of all sessions."""

@@ -190,11 +190,22 @@ class Forget(Struct, frozen=True, tag="forget"):
     session: int
 
 
-class Kept(Struct, frozen=True, tag="kept"):
-    """How many leading tokens of each session's tape need not be computed again; answered between two steps.
+class KeptTokens(Struct, frozen=True, omit_defaults=True):
+    """Of a session's tape the leading tokens that need not be computed again, and where they are.
 
-    The result is a map of sessions to tokens. Tokens that others hold count, and those that can come back.
+    :param all: of them. Tokens that others hold count, and those that can come back. :param shared: that the engine
+        holds for another session, whether or not for this one too. :param ram: that left the engine and are in main
+        memory. :param disk: in files.
     """
+
+    all: int
+    shared: int = 0
+    ram: int = 0
+    disk: int = 0
+
+
+class Kept(Struct, frozen=True, tag="kept"):
+    """What of each session's tape is kept: a map of sessions to :class:`KeptTokens`, answered between two steps."""
 
     id: int
 

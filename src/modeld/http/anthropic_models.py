@@ -22,7 +22,7 @@ class AnthropicListing:
 
     async def all(self, exchange: Exchange) -> None:
         """A page. Backends that could not list theirs are named under ``modeld``."""
-        asked = {name: values[-1] for name, values in parse_qs(exchange.query.decode("latin-1")).items()}
+        asked = {name: values[-1] for name, values in parse_qs(exchange.raw_query.decode("latin-1")).items()}
         limit = _limit(asked.get("limit", str(MOST)))
         listed, failed = await self._models.all()
         ids = [model.id for model in listed]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from typing import Any, Final, TypeVar
+from urllib.parse import parse_qsl
 
 import msgspec
 from starlette.types import Receive, Scope
@@ -68,6 +69,17 @@ async def decode(body: bytes, into: type[_T]) -> _T:
     if len(body) > _LARGE:
         return await asyncio.to_thread(_decoded, body, into)
     return _decoded(body, into)
+
+
+def decode_query(query: bytes, into: type[_T]) -> _T:
+    """``query`` as ``into``. :raises Refusal: it is none, or a name stands there twice."""
+    pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=100)
+    if len(found := dict(pairs)) < len(pairs):
+        raise Refusal(400, "invalid_value", "a name stands twice in the address")
+    try:
+        return msgspec.convert(found, into, strict=False)
+    except msgspec.ValidationError as error:
+        raise _refused(str(error)) from None
 
 
 def _decoded(body: bytes, into: type[_T]) -> _T:

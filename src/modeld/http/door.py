@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import ssl
 from pathlib import Path
@@ -18,6 +19,7 @@ from modeld.transport.security import IDENTITY_NAME, make_listener
 
 if TYPE_CHECKING:
     from modeld.http.server import HttpServer
+    from modeld.repository.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +84,8 @@ class HttpDoor:
             port = listening.getsockname()[1]
             names = await asyncio.to_thread(_names)
             gate = make_gate(config.host, token, tls=tls is not None, origins=config.origins, names=names)
-            server = HttpServer(make_app(service, gateway, gate), tls)
+            tracker = await asyncio.to_thread(_tracker)
+            server = HttpServer(make_app(service, gateway, gate, tracker), tls)
             await server.start(listening)
         except BaseException:
             listening.close()
@@ -123,6 +126,19 @@ def _prepare(config: HttpConfig) -> tuple[socket.socket, str, ssl.SSLContext | N
         except (OSError, ssl.SSLError) as error:
             raise InvalidRequestError(f"the certificate cannot be used: {error}", parameter="tls_cert") from None
     return bound_socket(config.host, config.port), listener.token, tls
+
+
+def _tracker() -> Tracker | None:
+    """OpenTelemetry's, where this process was set up for it by its variables."""
+    if not any(name.startswith("OTEL_") for name in os.environ):
+        return None
+    from modeld.repository.otel import OpenTelemetryTracker
+
+    try:
+        return OpenTelemetryTracker()
+    except MissingDependencyError as error:
+        log.warning("answers are not traced: %s", error.message)
+        return None
 
 
 def _names() -> tuple[str, ...]:

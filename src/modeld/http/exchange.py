@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from modeld.http.bodies import ClientGone, decode, read_body
+from modeld.http.bodies import ClientGone, decode, decode_query, read_body
 from modeld.http.errors import Dialect, Headers, Refusal, dialect_of
 from modeld.http.guard import REQUEST_ID
 from modeld.node.caller import CALLER
@@ -29,15 +29,19 @@ class Exchange:
         }
         self.path: Mapping[str, str] = scope.get("path_params", {})
         self.request_id: str = scope[REQUEST_ID]
-        self.query: bytes = scope["query_string"]
         self.dialect: Dialect = dialect_of(scope["path"], scope["headers"])
         self.client: str = (scope.get("client") or ("",))[0]
+        self.raw_query: bytes = scope["query_string"]
         self._body = body
         self._send = send
 
     async def read(self, into: type[_T]) -> _T:
         """The body as ``into``. :raises Refusal: it is none."""
         return await decode(self._body, into)
+
+    def query(self, into: type[_T]) -> _T:
+        """What stands behind the ``?``, as ``into``. :raises Refusal: it is none, or a name stands there twice."""
+        return decode_query(self.raw_query, into)
 
     async def reply(self, value: Any, *, headers: Headers = ()) -> None:
         """Answer with ``value`` as JSON."""
@@ -63,23 +67,23 @@ Handler = Callable[[Exchange], Coroutine[Any, Any, None]]
 
 
 class Endpoint:
-    """A handler as an ASGI app: the body is read first, and the work ends when the client leaves.
+    """Handlers, by method, as an ASGI app: a body is read first, and the work ends when the client leaves.
 
-    :param body: what the handler reads, as ``GET /openapi.json`` tells it; ``None``: any object.
+    :param body: what the handler of ``POST`` reads, as ``GET /openapi.json`` tells it; ``None``: any object.
     """
 
-    def __init__(self, handler: Handler, method: Literal["GET", "POST"], body: type | None = None) -> None:
-        self._handler = handler
-        self.method, self.body = method, body
-        self._methods = (method, "HEAD") if method == "GET" else (method,)
+    def __init__(self, body: type | None = None, **handlers: Handler) -> None:
+        self.body = body
+        self.methods = tuple(handlers)
+        self._handlers = handlers | ({"HEAD": handlers["GET"]} if "GET" in handlers else {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["method"] not in self._methods:
-            allowed = ", ".join(self._methods)
+        if scope["method"] not in self._handlers:
+            allowed = ", ".join(self._handlers)
             raise Refusal(405, "method_not_allowed", f"this route takes {allowed}", headers=(("allow", allowed),))
         body = await read_body(scope, receive) if scope["method"] == "POST" else b""
-        await while_connected(self._handler(Exchange(scope, body, send)), receive)
+        await while_connected(self._handlers[scope["method"]](Exchange(scope, body, send)), receive)
 
 
 async def while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:

@@ -16,6 +16,7 @@ from modeld.errors import ModeldError
 from modeld.http.auth import Gate, check_url, values_of
 from modeld.http.bodies import ClientGone
 from modeld.http.errors import Failure, Refusal, dialect_of, error_body, failure_of
+from modeld.http.metrics import TRACE, Metrics, Trace
 from modeld.http.protocol import MAX_HEADER
 from modeld.transport.errors import public_error
 
@@ -23,8 +24,8 @@ MAX_HEADERS: Final = 100
 """Lines of a request's header."""
 MAX_REQUESTS: Final = 256
 """Requests that are answered at a time. Further ones are told to come back, and do not wait unseen."""
-PUBLIC: Final = frozenset({"/health"})
-"""Paths that ask for no token. They tell nothing."""
+PUBLIC: Final = frozenset({"/health", "/", "/console.css", "/console.js"})
+"""Paths that ask for no token: they tell nothing, and the console's files are the same everywhere."""
 REQUEST_ID: Final = "modeld.request_id"
 """Key in the scope."""
 
@@ -44,14 +45,16 @@ log = logging.getLogger(__name__)
 class Guard:
     """Admits requests to ``app``, and answers for it when it fails. Belongs to one event loop."""
 
-    def __init__(self, app: ASGIApp, gate: Gate) -> None:
+    def __init__(self, app: ASGIApp, gate: Gate, metrics: Metrics) -> None:
         self._app = app
         self._gate = gate
+        self._metrics = metrics
         self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        answer = _Answer(scope, send, self._request_id(scope))
+        answer, trace = _Answer(scope, send, self._request_id(scope)), Trace(self._metrics)
+        TRACE.set(trace)
         self._running += 1
         try:
             self._admit(scope, answer)
@@ -60,7 +63,7 @@ class Guard:
             else:
                 await self._app(scope, receive, answer.send)
         except ClientGone:
-            pass
+            self._metrics.left(trace)
         except asyncio.CancelledError:
             # The server stops. The task ends here, so nobody waits for the cancellation.
             await answer.fail(Failure(503, "unavailable", "the node stops", headers=(("retry-after", "1"),)))
@@ -72,6 +75,7 @@ class Guard:
         finally:
             self._running -= 1
             answer.tell()
+            self._metrics.request(answer.route, answer.status)
 
     def _admit(self, scope: Scope, answer: _Answer) -> None:
         """:raises Refusal: it may not come in."""
@@ -116,7 +120,7 @@ class _Answer:
         self._scope, self._send, self._id = scope, send, request_id
         self._dialect = dialect_of(scope["path"], scope["headers"])
         self._began = time.monotonic()
-        self._status = 0
+        self.status = 0
         self.allowed = ""
 
     @property
@@ -128,7 +132,7 @@ class _Answer:
     async def send(self, message: Message) -> None:
         """To the client, with the headers that every answer has."""
         if message["type"] == "http.response.start":
-            self._status = message["status"]
+            self.status = message["status"]
             extra = [(b"x-request-id", self._id.encode()), (b"x-content-type-options", b"nosniff")]
             if self._dialect == "anthropic":
                 extra.append((b"request-id", self._id.encode()))  # where its clients look
@@ -145,7 +149,7 @@ class _Answer:
 
     async def fail(self, failure: Failure) -> None:
         """Answer with the dialect's error. An answer that has begun cannot be taken back: it ends as it is."""
-        if self._status:
+        if self.status:
             return
         body = error_body(self._dialect, failure, self._id)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
@@ -156,6 +160,6 @@ class _Answer:
 
     def tell(self) -> None:
         """Write the request to the log: neither its address nor its header."""
-        level = logging.INFO if self._status >= 400 or not self._status else logging.DEBUG
+        level = logging.INFO if self.status >= 400 or not self.status else logging.DEBUG
         seconds = time.monotonic() - self._began
-        log.log(level, "%s %s in %.3f s, request %s", self.route, self._status or "left", seconds, self._id)
+        log.log(level, "%s %s in %.3f s, request %s", self.route, self.status or "left", seconds, self._id)

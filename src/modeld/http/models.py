@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from typing import Final
 
 from msgspec import Struct
@@ -18,11 +19,13 @@ from modeld.errors import (
     ModelNotFoundError,
     NotSupportedError,
 )
+from modeld.http.metrics import TRACE
 from modeld.http.sessions import Naming
 from modeld.http.sse import Parts
 from modeld.node.gateway import RepositoryService
+from modeld.repository.tracker import NoopTracker, Tracker, config_attributes, record_end
 from modeld.repository.values import EmbedResult
-from modeld.session.contract import ModelService
+from modeld.session.contract import ModelService, PartStream
 from modeld.session.conversations import Tapes, one_turn
 from modeld.session.headers import without_headers
 from modeld.session.values import ModelRef
@@ -37,10 +40,11 @@ log = logging.getLogger(__name__)
 
 
 class Target(Struct, frozen=True):
-    """What a model id means. ``backend`` is empty for a model of this node."""
+    """What a model id means. ``backend`` is empty for a model of this node. :param kind: type of the backend."""
 
     model: str
     backend: str = ""
+    kind: str = "modeld"
 
     @property
     def ref(self) -> ModelRef:
@@ -59,8 +63,9 @@ class Listed(Struct, frozen=True):
 class Models:
     """Finds what a model id means and lets it answer."""
 
-    def __init__(self, service: ModelService, gateway: RepositoryService) -> None:
+    def __init__(self, service: ModelService, gateway: RepositoryService, tracker: Tracker | None = None) -> None:
         self.service = service
+        self._tracker = tracker or NoopTracker()
         self._gateway = gateway
         self._tapes = Tapes()
 
@@ -77,8 +82,9 @@ class Models:
                     raise ModelError(f"{id} cannot be used: {model.error}", name=id)
                 return Target(id)
         backend, mark, name = id.partition(":")
-        if mark and name and any(known.name == backend for known in await self._gateway.list_backends()):
-            return Target(name, backend)
+        for known in await self._gateway.list_backends() if mark and name else ():
+            if known.name == backend:
+                return Target(name, backend, known.type)
         try:
             # Virtual models are not listed; whether there is one the node knows.
             return Target((await self.service.describe(ModelRef(name=id))).name)
@@ -97,22 +103,39 @@ class Models:
         self, target: Target, messages: Sequence[Message], config: ChatConfig, naming: Naming
     ) -> AsyncIterator[Parts]:
         """The answer, part by part. Leaving the block before its end cancels it."""
-        if target.backend:
-            stream = await self._gateway.stream(target.backend, target.model, messages, config)
-            async with stream as parts:
-                yield aiter(parts)
-            return
+        asked = config_attributes(config)
+        with (
+            TRACE.get().answering() as trace,
+            self._tracker.start("stream", target.kind, target.model, **asked) as span,
+        ):
+            ended = partial(record_end, span)
+            if target.backend:
+                stream = await self._gateway.stream(target.backend, target.model, messages, config)
+                async with stream as parts, trace.follow(aiter(parts), ended) as seen:
+                    yield seen
+                return
+            async with (
+                self._turn(target.ref, messages, config, naming) as turn,
+                trace.follow(aiter(turn), ended, turn) as seen,
+            ):
+                yield seen
+
+    @asynccontextmanager
+    async def _turn(
+        self, ref: ModelRef, messages: Sequence[Message], config: ChatConfig, naming: Naming
+    ) -> AsyncIterator[PartStream]:
+        """On the session that was named, or the one that is found."""
         named = naming.named()
         if named is not None:
-            async with one_turn(self.service, target.ref, named, messages, config) as parts:
-                yield aiter(parts)
+            async with one_turn(self.service, ref, named, messages, config) as parts:
+                yield parts
             return
         known = without_headers(messages)
         if known is not messages:
-            log.info("the system prompt of %s begins with a header that changes at every call", target.model)
-        with self._tapes.take(target.ref, known, f"{naming.user}\0{naming.key}") as name:
-            async with one_turn(self.service, target.ref, naming.chosen(name), messages, config) as parts:
-                yield aiter(parts)
+            log.info("the system prompt of %s begins with a header that changes at every call", ref.name)
+        with self._tapes.take(ref, known, f"{naming.user}\0{naming.key}") as name:
+            async with one_turn(self.service, ref, naming.chosen(name), messages, config) as parts:
+                yield parts
 
     @asynccontextmanager
     async def complete(

@@ -84,7 +84,8 @@ def document(routes: Iterable[Route]) -> Json:
     paths: Json = {}
     for path, endpoint in told:
         shown = _PARAMETER.sub(r"{\1}", path)
-        paths.setdefault(shown, {})[endpoint.method.lower()] = _operation(path, endpoint, schemas)
+        for method in endpoint.methods:
+            paths.setdefault(shown, {})[method.lower()] = _operation(path, method, endpoint, schemas)
     return {
         "openapi": "3.1.0",
         "info": {"title": "modeld", "version": __version__, "description": "See docs/http.md."},
@@ -94,7 +95,7 @@ def document(routes: Iterable[Route]) -> Json:
     }
 
 
-def _operation(path: str, endpoint: Endpoint, schemas: dict[type, Json]) -> Json:
+def _operation(path: str, method: str, endpoint: Endpoint, schemas: dict[type, Json]) -> Json:
     kinds: Json = {"application/json": {"schema": {"type": "object"}}}
     if endpoint.body is not None and "stream" in getattr(endpoint.body, "__struct_fields__", ()):
         event = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
@@ -102,14 +103,14 @@ def _operation(path: str, endpoint: Endpoint, schemas: dict[type, Json]) -> Json
     error = {"schema": {"$ref": _REF.format(name=f"Error_{dialect_of(path, ())}")}}
     failed = {"description": "an error", "content": {"application/json": error}}
     found: Json = {
-        "operationId": f"{endpoint.method.lower()}{re.sub('[^a-z0-9]+', '_', path)}".rstrip("_"),
+        "operationId": f"{method.lower()}{re.sub('[^a-z0-9]+', '_', path)}".rstrip("_"),
         "responses": {"200": {"description": "an answer", "content": kinds}, "4XX": failed, "5XX": failed},
     }
     if names := _PARAMETER.findall(path):
         # An empty one is another address, or none.
         schema = {"type": "string", "minLength": 1}
         found["parameters"] = [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]
-    if endpoint.method == "POST":
+    if method == "POST":
         schema = schemas[endpoint.body] if endpoint.body is not None else {"type": "object"}
         found["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     return found | ({"security": []} if path in PUBLIC else {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from modeld.http import pages
 from modeld.http.anthropic_messages import Messages
 from modeld.http.anthropic_models import AnthropicListing
 from modeld.http.anthropic_request import CountRequest, MessagesRequest
@@ -15,7 +16,9 @@ from modeld.http.embeddings import EmbeddingsRequest, EmbeddingVectors
 from modeld.http.errors import Refusal
 from modeld.http.exchange import Endpoint, Exchange, Handler
 from modeld.http.guard import Guard
+from modeld.http.metrics import Metrics
 from modeld.http.models import Models
+from modeld.http.node_calls import NodeCalls
 from modeld.http.openai_chat import ChatCompletions
 from modeld.http.openai_models import ModelListing
 from modeld.http.openai_request import ChatRequest
@@ -23,17 +26,20 @@ from modeld.http.openapi import OpenApi
 from modeld.http.rerank import Reranking, RerankRequest
 from modeld.http.responses import Responses
 from modeld.http.responses_request import ResponsesRequest
+from modeld.http.scrape import Scrape
 from modeld.http.texts import DetokenizeRequest, TokenizeRequest, Tokens
 from modeld.node.gateway import RepositoryService
+from modeld.repository.tracker import Tracker
 from modeld.session.contract import ModelService
 
 
-def make_app(service: ModelService, gateway: RepositoryService, gate: Gate) -> ASGIApp:
-    """Everything that is served over HTTP, behind its guard."""
-    models = Models(service, gateway)
+def make_app(service: ModelService, gateway: RepositoryService, gate: Gate, tracker: Tracker | None = None) -> ASGIApp:
+    """Everything that is served over HTTP, behind its guard. :param tracker: hears of every answer."""
+    metrics = Metrics()
+    models = Models(service, gateway, tracker)
     listing, tokens, messages = ModelListing(models), Tokens(models), Messages(models)
     anthropic = AnthropicListing(models)
-    routes = [
+    calls = [
         _get("/health", _health),
         _get("/v1/models", _either(listing.all, anthropic.all)),
         _get("/v1/models/{id:path}", _either(listing.one, anthropic.one)),
@@ -46,17 +52,19 @@ def make_app(service: ModelService, gateway: RepositoryService, gate: Gate) -> A
         _post("/v1/messages/count_tokens", messages.count, CountRequest),
         _post("/tokenize", tokens.tokenize, TokenizeRequest),
         _post("/detokenize", tokens.detokenize, DetokenizeRequest),
+        *NodeCalls(service).routes(),
     ]
-    routes.append(_get("/openapi.json", OpenApi(routes)))
-    return Guard(Router(routes, redirect_slashes=False, default=_no_route), gate)
+    calls.append(_get("/openapi.json", OpenApi(calls)))
+    routes = [*calls, _get("/metrics", Scrape(service, metrics)), *pages.routes()]
+    return Guard(Router(routes, redirect_slashes=False, default=_no_route), gate, metrics)
 
 
 def _get(path: str, handler: Handler) -> Route:
-    return Route(path, Endpoint(handler, "GET"))
+    return Route(path, Endpoint(GET=handler))
 
 
 def _post(path: str, handler: Handler, body: type | None = None) -> Route:
-    return Route(path, Endpoint(handler, "POST", body))
+    return Route(path, Endpoint(body, POST=handler))
 
 
 def _either(openai: Handler, anthropic: Handler) -> Handler:

@@ -13,6 +13,7 @@ from typing import Final, Protocol, Self, runtime_checkable
 from modeld.errors import CancelledError, ModeldError
 from modeld.http.errors import Failure, Refusal, error_body, failure_of
 from modeld.http.exchange import Exchange
+from modeld.http.metrics import TRACE
 from modeld.transport.errors import public_error
 from modeld.types import EndPart, StreamPart
 
@@ -114,6 +115,7 @@ async def send_events(exchange: Exchange, answer: AbstractAsyncContextManager[Pa
 
     :raises Exception: what went wrong before the headers were sent.
     """
+    TRACE.get().streamed = True
     async with Feed(answer) as feed:
         items = await feed.next(HEADERS_SECONDS)
         if items and isinstance(items[0], Exception):

@@ -19,13 +19,13 @@ class BreakHistory:
     """The last receipt of a session, its last breaks, and what all of them cost."""
 
     def __init__(self) -> None:
-        self._last: Receipt | None = None
+        self.last: Receipt | None = None
         self._breaks: deque[Break] = deque(maxlen=KEPT_BREAKS)
         self._totals: dict[ReuseReason, BreakTotal] = {}
 
     def note(self, receipt: Receipt) -> None:
         """A call has ended. A stop that cost no token is no break: an answer asked for again, a branch found again."""
-        self._last, stop = receipt, receipt.stop
+        self.last, stop = receipt, receipt.stop
         if stop is None or not stop.tokens:
             return
         self._breaks.append(Break(at=time.time(), stop=stop))
@@ -41,7 +41,7 @@ class BreakHistory:
         """The report with what is remembered here."""
         return structs.replace(
             report,
-            last_receipt=self._last or report.last_receipt,
+            last_receipt=self.last or report.last_receipt,
             breaks=tuple(self._breaks),
             break_totals=tuple(sorted(self._totals.values(), key=lambda total: (-total.seconds, -total.tokens))),
         )

@@ -38,6 +38,7 @@ from modeld.node.slot import Residency, Slot, Want
 from modeld.node.snapshots import SnapshotStore
 from modeld.node.store import ModelStore, ResolvedModel
 from modeld.node.texts import TextCalls
+from modeld.node.totals import RunningTotals
 from modeld.session.text_values import Embeddings, EmbedInput, InputOverflow, Ranking, RenderedPrompt, TokenList
 from modeld.session.values import (
     AuditReport,
@@ -125,6 +126,7 @@ class Node:
         self._devices: dict[str, tuple[Device, ...]] = {}
         self._started = time.monotonic()
         self._active = 0
+        self._totals = RunningTotals()
 
     # ModelService
 
@@ -303,6 +305,9 @@ class Node:
             sides=await self._texts.status(),
             kv_type=resident.plan.kv_type if resident else "",
             adapters=resident.adapters.adapters if resident else (),
+            plan=resident.plan if resident else None,
+            waiting=slot.waiting,
+            totals=self._totals.now,
         )
 
     async def sessions(self) -> list[SessionInfo]:
@@ -397,6 +402,7 @@ class Node:
 
         def finish(end: EndPart) -> EndPart:
             session.saw(bound.residency.generation)
+            self._totals.answered(end.usage)
             return msgspec.structs.replace(end, receipt=bound.stamp(end.cost()))
 
         try:
@@ -491,7 +497,7 @@ class Node:
         record.active += 1
         record.used()
         self._active += 1
-        return Bound(record, residency, rebound)
+        return Bound(record, residency, rebound, self._totals)
 
     def _unbind(self, bound: Bound) -> None:
         bound.record.active -= 1
@@ -689,6 +695,7 @@ class Node:
 
     def engine_died(self, engine: EngineProcess, error: EngineCrashedError) -> None:
         """The engine process is gone."""
+        self._totals.engine_died(meant=engine.stopping)
         self._slot.engine_died(engine, error)
 
 

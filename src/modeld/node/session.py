@@ -16,6 +16,7 @@ from modeld.node.engine_process import EngineStream
 from modeld.node.sessions import SessionRecord
 from modeld.node.slot import Residency
 from modeld.node.snapshots import settled
+from modeld.node.totals import RunningTotals
 from modeld.session.streams import CancellableStream, never_ran
 from modeld.session.text_values import raw_prompt
 from modeld.session.values import ContextReport, PrefixStatus, SessionHandle, SnapshotInfo, SuffixStatus
@@ -33,15 +34,17 @@ RequestMaker = Callable[[int, SessionRecord], Turn | Decode]
 class Bound:
     """A session while a call on it runs: its record, the residency it is on, and whether it had to be rebound."""
 
-    def __init__(self, record: SessionRecord, residency: Residency, rebound: bool) -> None:
+    def __init__(self, record: SessionRecord, residency: Residency, rebound: bool, totals: RunningTotals) -> None:
         self.record = record
         self.residency = residency
         self.rebound = rebound
+        self._totals = totals
 
     def stamp(self, receipt: Receipt) -> Receipt:
         """Add what only the node knows, and remember it."""
         stamped = msgspec.structs.replace(receipt, generation=self.residency.generation, rebound=self.rebound)
         self.record.history.note(stamped)
+        self._totals.ended(stamped)
         return stamped
 
 

@@ -7,7 +7,7 @@ import time
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from modeld.engine.protocol import Held, Kept, Open, Tape
+from modeld.engine.protocol import Held, Kept, KeptTokens, Open, Tape
 from modeld.errors import ModeldError
 from modeld.node.breaks import BreakHistory, manifest_change
 from modeld.node.session_files import file_id
@@ -74,9 +74,10 @@ class SessionRecord:
         self.current = self.carried = current
         self.last_used = min(last_used, time.time())
 
-    def info(self, resident: int, engine_pid: int, kept: int | None = None) -> SessionInfo:
+    def info(self, resident: int, engine_pid: int, kept: KeptTokens | None = None) -> SessionInfo:
         """For ``ps``. ``resident`` is the generation in the slot now; ``kept``: what its engine says."""
         here = self.generation == resident
+        where = kept if here and kept is not None else KeptTokens(0)
         return SessionInfo(
             workspace=self.config.workspace,
             name=self.config.name,
@@ -92,7 +93,11 @@ class SessionRecord:
             last_used=self.last_used,
             engine_pid=engine_pid if here and self.hot else 0,
             adapters=self.config.adapters,
-            kept=min(kept, len(self.tape)) if here and kept is not None else None,
+            kept=min(where.all, len(self.tape)) if where is kept else None,
+            shared=where.shared,
+            ram=where.ram,
+            disk=where.disk,
+            last_receipt=self.history.last,
         )
 
     def report(self) -> ContextReport:
@@ -112,11 +117,11 @@ class SessionRecord:
         return self.history.put_into(report)
 
 
-async def kept_tokens(engine: EngineProcess) -> dict[int, int]:
+async def kept_tokens(engine: EngineProcess) -> dict[int, KeptTokens]:
     """Of each session the tokens that need not be computed again; nothing where the engine is too busy to say."""
     try:
         async with asyncio.timeout(KEPT_SECONDS):
-            return await engine.call(Kept(engine.next_id()), dict[int, int])
+            return await engine.call(Kept(engine.next_id()), dict[int, KeptTokens])
     except (TimeoutError, ModeldError):
         return {}
 

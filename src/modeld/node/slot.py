@@ -116,6 +116,11 @@ class Slot:
         assert residency is not None
         return residency
 
+    @property
+    def waiting(self) -> int:
+        """Callers whose turn has not come."""
+        return sum(not future.done() for _, future, _ in self._waiters)
+
     async def unload(self, generation: int = 0) -> None:
         """End the engine once those who came before are done. ``generation`` as for :meth:`use`."""
         await self._wait(None, generation)

@@ -18,6 +18,7 @@ from modeld.repository.contract import Texts
 from modeld.repository.guard import cut_off, deadline, typed_errors
 from modeld.repository.options import check_options, clamp_max_output_tokens
 from modeld.repository.stream import Watch, WireStream
+from modeld.repository.tracker import config_attributes
 from modeld.repository.values import EmbedResult, ObservedModel
 from modeld.repository.wire import Call, Wire
 from modeld.thinking import parse_think
@@ -140,13 +141,7 @@ class WireClient:
 
     def _track(self, operation: str, config: ChatConfig) -> Any:
         return self._wire.options.tracker.start(
-            operation,
-            self._wire.type,
-            self._model.name,
-            max_tokens=config.max_tokens,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            think=config.think,
+            operation, self._wire.type, self._model.name, **config_attributes(config)
         )
 
     def _call(

@@ -15,7 +15,7 @@ from modeld.errors import (
     InvalidRequestError,
 )
 from modeld.repository.guard import cut_off, deadline_at, raise_typed, typed_errors
-from modeld.repository.tracker import Attribute, Span
+from modeld.repository.tracker import Span, record_end
 from modeld.repository.wire import Call, Wire
 from modeld.types import (
     ChatResult,
@@ -172,22 +172,10 @@ class Watch:
             self._empty = False
         if isinstance(part, EndPart):
             part = _counted(part)
-            self._record(part)
+            record_end(self._span, part)
             if self._empty and part.finish_reason == "stop":
                 before = (*before, WarningPart("empty_answer", "the model ended without text and without a tool call"))
         return (*before, part)
-
-    def _record(self, end: EndPart) -> None:
-        usage: dict[str, Attribute | None] = {
-            "input_tokens": end.usage.input,
-            "output_tokens": end.usage.output,
-            "cache_read_tokens": end.usage.cache_read,
-            "cache_write_tokens": end.usage.cache_write,
-            "reasoning_tokens": end.usage.reasoning,
-        }
-        self._span.record(
-            finish_reason=end.finish_reason, response_model=end.model or None, response_id=end.id or None, **usage
-        )
 
 
 def _counted(end: EndPart) -> EndPart:

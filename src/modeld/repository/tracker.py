@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 
+from modeld.types import ChatConfig, EndPart
+
 Attribute = str | int | float | bool | list[str]
 
 
@@ -70,3 +72,20 @@ class _Spans:
     def record(self, **attributes: Attribute | None) -> None:
         for span in self._spans:
             span.record(**attributes)
+
+
+def config_attributes(config: ChatConfig) -> dict[str, Attribute | None]:
+    """What a tracker is told of a call's options."""
+    return {name: getattr(config, name) for name in ("max_tokens", "temperature", "top_p", "think")}
+
+
+def record_end(span: Span, end: EndPart) -> None:
+    """Tell how an answer ended."""
+    usage: dict[str, Attribute | None] = {
+        "input_tokens": end.usage.input,
+        "output_tokens": end.usage.output,
+        "cache_read_tokens": end.usage.cache_read,
+        "cache_write_tokens": end.usage.cache_write,
+        "reasoning_tokens": end.usage.reasoning,
+    }
+    span.record(finish_reason=end.finish_reason, response_model=end.model or None, response_id=end.id or None, **usage)

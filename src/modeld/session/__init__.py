@@ -31,6 +31,7 @@ from modeld.session.values import (
     SideStatus,
     SnapshotInfo,
     SuffixStatus,
+    Totals,
 )
 
 __all__ = [
@@ -65,5 +66,6 @@ __all__ = [
     "SnapshotInfo",
     "SuffixStatus",
     "TokenList",
+    "Totals",
     "token_hash",
 ]

@@ -276,6 +276,21 @@ class AuditReport(Struct, frozen=True, omit_defaults=True, kw_only=True):
     faults: tuple[str, ...] = ()
 
 
+class Totals(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What all calls on the node's sessions cost since it started, by whatever way they came. Tokens, as in receipts.
+
+    :param calls: that ended with a receipt. :param generated: tokens of answers.
+    :param crashes: of the resident model's engine process.
+    """
+
+    calls: int = 0
+    reused: int = 0
+    restored: int = 0
+    prefilled: int = 0
+    generated: int = 0
+    crashes: int = 0
+
+
 class NodeStatus(Struct, frozen=True, kw_only=True):
     """The node, readable at any time, during loads and decodes too.
 
@@ -284,6 +299,8 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     :param clients: those that called over a wire within the last minute. :param sides: engines beside ``engine``.
     :param adapters: that are active on the resident model.
     :param http: where HTTP is served, or ``off`` and why; empty: the node's program has none.
+    :param plan: of the resident model, as it was made before its load.
+    :param waiting: calls that wait for a model: it is being loaded, or others use another one.
     """
 
     instance_id: str
@@ -311,6 +328,9 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     kv_type: str = ""
     adapters: tuple[Adapter, ...] = ()
     http: str = ""
+    plan: Plan | None = None
+    waiting: int = 0
+    totals: Totals = Totals()
 
 
 class SessionInfo(Struct, frozen=True, kw_only=True):
@@ -320,6 +340,9 @@ class SessionInfo(Struct, frozen=True, kw_only=True):
     :param kept: leading tokens of the tape that need not be computed again: those the engine holds, for this session
         or another, and those that can come back. ``None``: not known; the model is not resident, or the engine busy.
     :param adapters: with which it runs.
+    :param shared: the part of ``kept`` that the engine holds for other sessions. :param ram: the part that left the
+        engine and comes back from main memory. :param disk: from files. All 0 where ``kept`` is not known.
+    :param last_receipt: of its last call since the node came to know it.
     """
 
     workspace: str
@@ -338,6 +361,22 @@ class SessionInfo(Struct, frozen=True, kw_only=True):
     engine_pid: int = 0
     kept: int | None = None
     adapters: tuple[Adapter, ...] = ()
+    shared: int = 0
+    ram: int = 0
+    disk: int = 0
+    last_receipt: Receipt | None = None
+
+    def handle(self, node: NodeStatus) -> SessionHandle:
+        """Names the session towards ``node``; one whose model is not resident is found by name and digest alone."""
+        kind = node.engine.backend if node.engine is not None and node.digest == self.digest else ""
+        return SessionHandle(
+            workspace=self.workspace,
+            name=self.name,
+            ref=ModelRef(self.model, type=kind, digest=self.digest),
+            generation=self.generation,
+            window=self.window,
+            epoch=node.epoch,
+        )
 
 
 class PrefixStatus(Struct, frozen=True, kw_only=True):

@@ -1163,7 +1163,7 @@ class EngineStatus(_message.Message):
     def __init__(self, pid: _Optional[int] = ..., backend: _Optional[str] = ..., build: _Optional[str] = ..., rss: _Optional[int] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("instance_id", "epoch", "pid", "version", "data_root", "endpoints", "state", "generation", "uptime", "idle_ttl", "rss", "model", "digest", "context", "ledger", "engine", "sessions", "active", "idle_seconds", "last_error", "clients", "sides", "kv_type", "adapters", "http")
+    __slots__ = ("instance_id", "epoch", "pid", "version", "data_root", "endpoints", "state", "generation", "uptime", "idle_ttl", "rss", "model", "digest", "context", "ledger", "engine", "sessions", "active", "idle_seconds", "last_error", "clients", "sides", "kv_type", "adapters", "http", "plan", "waiting", "totals")
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -1189,6 +1189,9 @@ class NodeStatus(_message.Message):
     KV_TYPE_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     HTTP_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    TOTALS_FIELD_NUMBER: _ClassVar[int]
     instance_id: str
     epoch: int
     pid: int
@@ -1214,7 +1217,26 @@ class NodeStatus(_message.Message):
     kv_type: str
     adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
     http: str
-    def __init__(self, instance_id: _Optional[str] = ..., epoch: _Optional[int] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., data_root: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., generation: _Optional[int] = ..., uptime: _Optional[float] = ..., idle_ttl: _Optional[float] = ..., rss: _Optional[int] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., context: _Optional[int] = ..., ledger: _Optional[_Union[Ledger, _Mapping]] = ..., engine: _Optional[_Union[EngineStatus, _Mapping]] = ..., sessions: _Optional[int] = ..., active: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., last_error: _Optional[str] = ..., clients: _Optional[_Iterable[_Union[ClientInfo, _Mapping]]] = ..., sides: _Optional[_Iterable[_Union[SideStatus, _Mapping]]] = ..., kv_type: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ..., http: _Optional[str] = ...) -> None: ...
+    plan: Plan
+    waiting: int
+    totals: Totals
+    def __init__(self, instance_id: _Optional[str] = ..., epoch: _Optional[int] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., data_root: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ..., generation: _Optional[int] = ..., uptime: _Optional[float] = ..., idle_ttl: _Optional[float] = ..., rss: _Optional[int] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., context: _Optional[int] = ..., ledger: _Optional[_Union[Ledger, _Mapping]] = ..., engine: _Optional[_Union[EngineStatus, _Mapping]] = ..., sessions: _Optional[int] = ..., active: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., last_error: _Optional[str] = ..., clients: _Optional[_Iterable[_Union[ClientInfo, _Mapping]]] = ..., sides: _Optional[_Iterable[_Union[SideStatus, _Mapping]]] = ..., kv_type: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ..., http: _Optional[str] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., waiting: _Optional[int] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ...) -> None: ...
+
+class Totals(_message.Message):
+    __slots__ = ("calls", "reused", "restored", "prefilled", "generated", "crashes")
+    CALLS_FIELD_NUMBER: _ClassVar[int]
+    REUSED_FIELD_NUMBER: _ClassVar[int]
+    RESTORED_FIELD_NUMBER: _ClassVar[int]
+    PREFILLED_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_FIELD_NUMBER: _ClassVar[int]
+    CRASHES_FIELD_NUMBER: _ClassVar[int]
+    calls: int
+    reused: int
+    restored: int
+    prefilled: int
+    generated: int
+    crashes: int
+    def __init__(self, calls: _Optional[int] = ..., reused: _Optional[int] = ..., restored: _Optional[int] = ..., prefilled: _Optional[int] = ..., generated: _Optional[int] = ..., crashes: _Optional[int] = ...) -> None: ...
 
 class Ledger(_message.Message):
     __slots__ = ("cells", "cells_used", "hot", "hot_budget", "ram", "ram_budget", "disk", "disk_budget")
@@ -1259,7 +1281,7 @@ class ClientInfo(_message.Message):
     def __init__(self, pid: _Optional[int] = ..., program: _Optional[str] = ..., address: _Optional[str] = ..., calls: _Optional[int] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
 
 class SessionInfo(_message.Message):
-    __slots__ = ("workspace", "name", "model", "digest", "generation", "tape", "hot", "window", "active", "handles", "session_class", "pin", "last_used", "engine_pid", "kept", "adapters")
+    __slots__ = ("workspace", "name", "model", "digest", "generation", "tape", "hot", "window", "active", "handles", "session_class", "pin", "last_used", "engine_pid", "kept", "adapters", "shared", "ram", "disk", "last_receipt")
     WORKSPACE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -1276,6 +1298,10 @@ class SessionInfo(_message.Message):
     ENGINE_PID_FIELD_NUMBER: _ClassVar[int]
     KEPT_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    RAM_FIELD_NUMBER: _ClassVar[int]
+    DISK_FIELD_NUMBER: _ClassVar[int]
+    LAST_RECEIPT_FIELD_NUMBER: _ClassVar[int]
     workspace: str
     name: str
     model: str
@@ -1292,7 +1318,11 @@ class SessionInfo(_message.Message):
     engine_pid: int
     kept: int
     adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
-    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., generation: _Optional[int] = ..., tape: _Optional[int] = ..., hot: _Optional[int] = ..., window: _Optional[int] = ..., active: _Optional[bool] = ..., handles: _Optional[int] = ..., session_class: _Optional[str] = ..., pin: _Optional[bool] = ..., last_used: _Optional[float] = ..., engine_pid: _Optional[int] = ..., kept: _Optional[int] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ...) -> None: ...
+    shared: int
+    ram: int
+    disk: int
+    last_receipt: Receipt
+    def __init__(self, workspace: _Optional[str] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., generation: _Optional[int] = ..., tape: _Optional[int] = ..., hot: _Optional[int] = ..., window: _Optional[int] = ..., active: _Optional[bool] = ..., handles: _Optional[int] = ..., session_class: _Optional[str] = ..., pin: _Optional[bool] = ..., last_used: _Optional[float] = ..., engine_pid: _Optional[int] = ..., kept: _Optional[int] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ..., shared: _Optional[int] = ..., ram: _Optional[int] = ..., disk: _Optional[int] = ..., last_receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
 
 class PrefixStatus(_message.Message):
     __slots__ = ("receipt", "prefix_tokens", "available", "prefix_token_hash", "manifest_digest")

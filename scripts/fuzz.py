@@ -71,9 +71,7 @@ def fuzzed(minutes: float, seed: int) -> tuple[list[str], list[str]]:
     code, output = asyncio.run(fuzz(minutes * 60, seed))
     cases = re.search(r"Test cases:\s+(\d+) generated", output)
     sent = f"{int(cases[1]):,}" if cases else "no"
-    page = (
-        f"schemathesis on a node's HTTP, by its published document, {minutes:g} minutes, seed {seed}: {sent} requests."
-    )
+    page = f"schemathesis on a node's HTTP by its document, {minutes:g} minutes, seed {seed}: {sent} requests."
     failures = output.rpartition("Failures:")[2].partition("\n\n")[0].split("\n") if code else []
     return [page], [line.strip() for line in failures if line.strip()] or (["the run broke off"] if code else [])
 

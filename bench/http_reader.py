@@ -142,7 +142,8 @@ async def ask_http(plan: Plan, client: str, stream: int, turn: int) -> Read:
     }
     body = msgspec.json.encode(asked | plan.own)
     where = urlsplit(plan.url)
-    assert where.hostname and where.port
+    assert where.hostname
+    assert where.port
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nhost: {where.netloc}\r\nauthorization: Bearer {plan.token}\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"

@@ -266,7 +266,7 @@ def main() -> None:
         raise SystemExit(130) from None
     if args.json:
         print(json.dumps({"load": load_runs, "cost": cost_runs}, indent=1))
-    told = f"{TINY.stem}; {machine()}; {args.threads} in this run"
+    told = f"{TINY.stem}; {machine()}; engine threads in this run: {args.threads}"
     if load_runs:
         each = (
             f"{args.streams} streams of {args.clients} clients, medians of {args.rounds} rounds of {args.seconds:g} s."

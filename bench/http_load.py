@@ -2,12 +2,12 @@
 
     .venv/bin/python bench/build_llama_server.py            prints the path of a llama-server, built once
     .venv/bin/python bench/http_load.py --llama-server PATH [--streams 64] [--clients 8] [--seconds 60] [--rounds N]
-                                        [--threads N] [--json] [--write]
+                                        [--threads N] [--only load|cost] [--json] [--write]
 
 The tiny model, greedy, 256 tokens an answer, prompts of some 50 tokens that share nothing. *Load*: so many streams of
 so many clients ask again and again for so long; the node and llama-server of the same llama.cpp sources take turns,
-with equal threads, KV cells, batch and KV type. *Cost*: one client, and eight at once, have one long answer each, over
-HTTP and over gRPC in turns on one node. All readers are processes of their own: see ``http_reader.py``.
+with equal threads, KV cells, batch and KV type. *Cost*: one client, and eight at once, have one long answer each,
+over HTTP and over gRPC in turns on one node. All readers are processes of their own: see ``http_reader.py``.
 
 Without ``--llama-server`` the one that is on PATH; ``--write`` puts the tables into ``docs/benchmarks.md``.
 """
@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import shlex
 import shutil
 import statistics
 import sys
@@ -43,6 +44,7 @@ from servers import LlamaServer, Modeld, Setting
 READER = Path(__file__).resolve().parent / "http_reader.py"
 MODEL = "tiny"
 TOKENS = 256
+FLAGS = "--no-kv-unified"
 COST_TOKENS = {1: 3000, 8: 2000}
 """Tokens of an answer, by the number of clients: all fit into the cells."""
 COST_ROUNDS = 7
@@ -50,8 +52,12 @@ OWN = {"chat_template_kwargs": {"enable_thinking": False}, "ignore_eos": True}
 """What llama-server is told beyond the fields of both."""
 
 Run = dict[str, float]
+Load = dict[str, list[Run]]
+"""Of each server."""
+Cost = dict[int, dict[str, list[Run]]]
+"""By the number of clients, of each way."""
 
-LOAD = {
+ROWS = {
     "answers": "whole answers",
     "rate": "tokens per second, all streams",
     "clients": "tokens of a client, most / least",
@@ -115,13 +121,13 @@ async def load(pid: int, plan: Plan) -> Run:
     }
 
 
-async def loads(args: argparse.Namespace, node: Modeld, peer: LlamaServer, over_http: Plan) -> dict[str, list[Run]]:
+async def loads(args: argparse.Namespace, node: Modeld, peer: LlamaServer, over_http: Plan) -> Load:
     """Both servers in turns."""
     each, more = divmod(args.streams, args.clients)
     clients = {f"client-{number}": each + (number < more) for number in range(args.clients)}
     ours = msgspec.structs.replace(over_http, tokens=TOKENS, clients=clients, seconds=args.seconds)
     theirs = msgspec.structs.replace(ours, url=peer.url, token="", own=OWN)
-    runs: dict[str, list[Run]] = {Modeld.name: [], LlamaServer.name: []}
+    runs: Load = {Modeld.name: [], LlamaServer.name: []}
     for number in range(1, args.rounds + 1):
         for name, pid, plan in ((Modeld.name, node.pid, ours), (LlamaServer.name, peer.pid, theirs)):
             await reload(node)
@@ -143,10 +149,10 @@ async def cost(node: psutil.Process, plan: Plan) -> Run:
     return told | {"reader": found.busy / tokens, "arrival": 1e6 * tokens / arrivals}
 
 
-async def costs(node: Modeld, over_http: Plan) -> dict[int, dict[str, list[Run]]]:
+async def costs(node: Modeld, over_http: Plan) -> Cost:
     """By the number of clients; both ways in turns, each the first as often as the other."""
     process = psutil.Process(node.pid)
-    found: dict[int, dict[str, list[Run]]] = {}
+    found: Cost = {}
     for count, tokens in COST_TOKENS.items():
         asked = msgspec.structs.replace(over_http, tokens=tokens, clients={f"client-{n}": 1 for n in range(count)})
         plans = {"HTTP": asked, "gRPC": msgspec.structs.replace(asked, url="", root=str(node.root))}
@@ -172,39 +178,42 @@ def tell(what: str, run: Run) -> None:
     print(f"{what}: {told}", file=sys.stderr, flush=True)
 
 
-Results = tuple[dict[str, list[Run]], dict[int, dict[str, list[Run]]]]
-
-
-async def measure(args: argparse.Namespace, processes: Processes) -> Results:
+async def measure(args: argparse.Namespace, processes: Processes) -> tuple[Load, Cost]:
     """Both servers run the whole time; one of them is asked."""
     setting = Setting(TINY, args.threads, AUTO_CELLS, args.streams, Path(tempfile.mkdtemp(dir=processes.folder)))
     node = Modeld(processes, setting, "--http", "127.0.0.1:0")
-    peer = LlamaServer(processes, setting, args.llama_server, ["--no-kv-unified"], pinned=False, stripped="")
     await node.start()
-    await peer.start()
     url = (await node.client.status()).http
     over_http = Plan(tokens=16, clients={"warm-up": 2}, url=url, token=read_token(node.root), model=MODEL)
     await read(over_http)
-    await read(msgspec.structs.replace(over_http, url=peer.url, own=OWN))
-    found = await costs(node, over_http)
-    runs = await loads(args, node, peer, over_http)
-    await peer.stop()
+    found_load: Load = {}
+    found_cost: Cost = {}
+    if args.only != "load":
+        found_cost = await costs(node, over_http)
+    if args.only != "cost":
+        peer = LlamaServer(
+            processes, setting, args.llama_server, shlex.split(args.llama_flags), pinned=False, stripped=""
+        )
+        await peer.start()
+        await read(msgspec.structs.replace(over_http, url=peer.url, own=OWN))
+        found_load = await loads(args, node, peer, over_http)
+        await peer.stop()
     await node.stop()
-    return runs, found
+    return found_load, found_cost
 
 
-def load_table(runs: dict[str, list[Run]]) -> list[str]:
+def load_table(runs: Load) -> list[str]:
     """Medians of the rounds, and the ratio in each."""
     ours, theirs = runs[Modeld.name], runs[LlamaServer.name]
     rows = ["| | modeld | llama-server | modeld / llama-server, median (least to most) |", "| --- | --- | --- | --- |"]
-    for key, label in LOAD.items():
+    for key, label in ROWS.items():
         spread = ratios([run[key] for run in ours], [run[key] for run in theirs])
         cells = [number([run[key] for run in side]) for side in (ours, theirs)]
         rows.append(f"| {label} | {' | '.join(cells)} | {spread} |")
     return rows
 
 
-def cost_table(found: dict[int, dict[str, list[Run]]]) -> list[str]:
+def cost_table(found: Cost) -> list[str]:
     """Likewise of HTTP and gRPC."""
     rows = [
         "| clients | for a token | HTTP | gRPC | HTTP / gRPC, median (least to most) |",
@@ -236,15 +245,17 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llama-server", type=Path, default=shutil.which("llama-server"), metavar="PATH")
+    parser.add_argument("--llama-flags", default=FLAGS, help=f"default: {FLAGS}")
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=default_threads(), help="of both servers' engines")
+    parser.add_argument("--only", choices=("load", "cost"), help="default: both")
     parser.add_argument("--json", action="store_true", help="print every run instead of the tables")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     args = parser.parse_args()
-    if args.llama_server is None:
+    if args.llama_server is None and args.only != "cost":
         raise SystemExit("http_load: there is no llama-server on PATH; name one with --llama-server")
     try:
         with Processes() as processes:
@@ -253,15 +264,25 @@ def main() -> None:
         raise SystemExit(f"http_load: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    told = (
-        f"{TINY.stem}; {machine()}; this run: {args.threads}. "
-        f"Load: {args.streams} streams of {args.clients} clients, medians of {args.rounds} "
-        f"rounds of {args.seconds:g} s. Cost: medians of {COST_ROUNDS} rounds."
-    )
-    page = "\n".join([*load_table(load_runs), "", *cost_table(cost_runs), "", told])
-    print(json.dumps({"load": load_runs, "cost": cost_runs}, indent=1) if args.json else page)
+    if args.json:
+        print(json.dumps({"load": load_runs, "cost": cost_runs}, indent=1))
+    told = f"{TINY.stem}; {machine()}; engine threads in this run: {args.threads}"
+    if load_runs:
+        each = (
+            f"{args.streams} streams of {args.clients} clients, medians of {args.rounds} rounds of {args.seconds:g} s."
+        )
+        show("http-load", [*load_table(load_runs), "", f"{told}; {each}"], args)
+    if cost_runs:
+        show("http-cost", [*cost_table(cost_runs), "", f"{told}; medians of {COST_ROUNDS} rounds."], args)
+
+
+def show(section: str, lines: list[str], args: argparse.Namespace) -> None:
+    """Print a table, and write it."""
+    page = "\n".join(lines)
+    if not args.json:
+        print(page)
     if args.write:
-        write_section("http", page)
+        write_section(section, page)
 
 
 if __name__ == "__main__":

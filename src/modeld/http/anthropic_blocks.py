@@ -26,9 +26,11 @@ class Strict(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A field that is not known is refused."""
 
 
-class CacheMark(Strict, tag_field="type", tag="ephemeral", frozen=True):
+class CacheMark(Strict, frozen=True):
     """Where a vendor's cache may end. Here every beginning is kept: it is understood, and changes nothing."""
 
+    # Not as the tag: outside of a union msgspec takes an object without one.
+    type: Literal["ephemeral"]
     ttl: Literal["5m", "1h"] | None = None
 
 
@@ -44,7 +46,8 @@ class Text(_Marked, tag_field="type", tag="text", frozen=True, kw_only=True):
     parsed_output: Any = None
 
 
-class _Base64(Strict, tag_field="type", tag="base64", frozen=True):
+class _Base64(Strict, frozen=True):
+    type: Literal["base64"]
     media_type: Literal["image/jpeg", "image/png", "image/gif", "image/webp"]
     data: str
 
@@ -69,8 +72,8 @@ class Redacted(Strict, tag_field="type", tag="redacted_thinking", frozen=True):
     data: str
 
 
-class _Direct(Strict, tag_field="type", tag="direct", frozen=True):
-    pass
+class _Direct(Strict, frozen=True):
+    type: Literal["direct"]
 
 
 class ToolUse(_Marked, tag_field="type", tag="tool_use", frozen=True, kw_only=True):

@@ -78,7 +78,8 @@ class _BetweenTools(Strict, tag_field="type", tag="between_tools", frozen=True):
     """No thinking. Notes between calls are then text, as any other."""
 
 
-class _Format(Strict, tag_field="type", tag="json_schema", frozen=True):
+class _Format(Strict, frozen=True):
+    type: Literal["json_schema"]
     schema: dict[str, Any]
 
 
@@ -87,7 +88,8 @@ class _OutputConfig(Strict, frozen=True):
     format: _Format | None = None
 
 
-class _KeepThinking(Strict, tag_field="type", tag="clear_thinking_20251015", frozen=True):
+class _KeepThinking(Strict, frozen=True):
+    type: Literal["clear_thinking_20251015"]
     keep: Literal["all"]
 
 

@@ -47,7 +47,9 @@ class InputImage(Struct, frozen=True, forbid_unknown_fields=True, tag="input_ima
     prompt_cache_breakpoint: CacheMark | None = None
 
 
-class Summary(Struct, frozen=True, forbid_unknown_fields=True, tag="summary_text"):
+class Summary(Struct, frozen=True, forbid_unknown_fields=True):
+    # Not as the tag: outside of a union msgspec takes an object without one.
+    type: Literal["summary_text"]
     text: str
 
 

@@ -16,7 +16,7 @@ run: setup ## start a node, ask the bundled tiny model, print answer and receipt
 
 test: setup ## all tests, on up to four cores
 	-@$(PY) scripts/browser.py
-	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: setup ## lint, format, types, import contracts, drift of what is generated
 	@$(PY) -m ruff check .

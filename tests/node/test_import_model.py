@@ -27,8 +27,7 @@ from support.engines import DATA, TINY_IR
 
 TINY_HF = DATA / "tiny-hf"
 
-CONVERTER = """#!{python}
-# Stands for an interpreter with optimum-intel: leaves what a real conversion of tests/data/tiny-hf left.
+CONVERTER = """# Stands for an interpreter with optimum-intel: leaves what a real conversion of tests/data/tiny-hf left.
 import json, os, shutil, sys
 _, option, code, *arguments = sys.argv
 assert option == "-c"
@@ -48,10 +47,9 @@ if {damages}:
 
 
 def converter(folder: Path, *, missing: int = 0, fails: bool = False, damages: bool = False) -> Path:
-    path = folder / "python"
-    path.write_text(
+    path, program = folder / "python", folder / "converter.py"
+    program.write_text(
         CONVERTER.format(
-            python=sys.executable,
             seen=str(folder / "seen.json"),
             ir=str(TINY_IR),
             missing=missing,
@@ -59,6 +57,7 @@ def converter(folder: Path, *, missing: int = 0, fails: bool = False, damages: b
             damages=damages,
         )
     )
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{program}" "$@"\n')
     path.chmod(0o700)
     return path
 

@@ -252,9 +252,10 @@ async def test_file_whose_sums_are_right_and_that_lies_changes_nothing(node: Nod
     deep = said["tools"] and said.pop("tools")
     changed = msgspec.msgpack.encode(said)
     if deep:
-        # One field more in the map: the count is its second byte.
-        assert changed[0] & 0xF0 == 0x80
-        changed = bytes([changed[0] + 1]) + changed[1:] + b"\xa5tools\x91" + packed(deep[0])
+        # One field more in the map, whose count follows its first byte.
+        assert changed[0] == 0xDE
+        count = int.from_bytes(changed[1:3], "big") + 1
+        changed = b"\xde" + count.to_bytes(2, "big") + changed[3:] + b"\xa5tools\x91" + packed(deep[0])
     contents = [msgspec.msgpack.encode(told), changed, *blocks]
     forged = MAGIC + b"".join(frame_of(content) + content for content in contents)
     pid = (await node.status()).engine

@@ -20,6 +20,17 @@ INSTANCE = "0" * 31 + "1"
 EPOCH = 7
 
 
+@pytest.fixture(scope="module", autouse=True)
+async def one_loop(anyio_backend: str) -> AsyncIterator[None]:
+    """The tests of a module share their event loop.
+
+    gRPC's poller is one for the process: what a call that was cut still has to tell goes to the loop that it was made
+    in, and fails whichever test runs then where that one is closed.
+    """
+    yield
+    await asyncio.sleep(0.2)
+
+
 @pytest.fixture(scope="session")
 def fake() -> ModuleType:
     """The module beside this file."""

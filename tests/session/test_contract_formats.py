@@ -58,7 +58,7 @@ async def test_an_answer_fits_its_schema_and_thinking_is_free(world: World, thin
     talk = [Message("user", world.engine.asks[0]), result.message, Message("user", world.engine.asks[1])]
     after = await session.turn(talk, think=think, options=DecodeOptions(temperature=0, max_tokens=400)).join()
     if world.engine.shares and think == "off":
-        assert world.engine.warm(after.receipt) >= result.receipt.resident - len(world.engine.tokenize(result.text))
+        assert after.receipt.reused >= result.receipt.resident - len(world.engine.tokenize(result.text))
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ async def test_the_oldest_turns_leave_and_everything_says_so(world: World, optio
     more = [*messages, result.message, Message("user", engine.asks[1])]
     second = await session.turn(more, options=GREEDY, **{option: True}).join()  # type: ignore[arg-type]
     assert second.receipt.left == receipt.left
-    assert world.engine.warm(second.receipt) >= receipt.resident  # other sessions here have the same beginning
+    assert second.receipt.reused >= receipt.resident  # other sessions here have the same beginning
     assert second.receipt.dropped == 0
     assert [w.code for w in second.warnings] == [warning.code]
     with pytest.raises(ContextOverflowError):
@@ -123,7 +123,7 @@ async def test_thinking_that_the_template_drops_leaves_the_same_turns(world: Wor
     assert second.receipt.stop is not None
     assert (second.receipt.stop.reason, second.receipt.stop.message_index) == ("thinking_dropped", len(messages))
     # All but the answer with its thought is there.
-    assert world.engine.warm(second.receipt) >= len(world.engine.prompt(kept(messages, first)))
+    assert second.receipt.reused >= len(world.engine.prompt(kept(messages, first)))
 
 
 async def test_an_answer_that_fills_the_window_goes_on_without_the_oldest_turns(world: World) -> None:
@@ -237,7 +237,7 @@ async def test_a_branch_and_a_snapshot_lose_the_same_turns(world: World) -> None
     for other in (child, restored, session):
         result = await other.turn(more, options=GREEDY).join()
         assert result.receipt.left == first.receipt.left
-        assert world.engine.warm(result.receipt) >= first.receipt.resident
+        assert result.receipt.reused >= first.receipt.resident
 
 
 @pytest.mark.parametrize("name", SMALL)

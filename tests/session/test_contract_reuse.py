@@ -108,7 +108,7 @@ async def test_second_client_continues_on_the_same_tape(world: World) -> None:
     conversation += [first.message, Message("user", world.engine.asks[1])]
     theirs = await world.another.open_session(world.engine.ref, SessionConfig(name=name))
     result = await theirs.turn(conversation, options=GREEDY).join()
-    assert world.engine.warm(result.receipt) >= first.receipt.resident > 0
+    assert result.receipt.reused >= first.receipt.resident > 0
     assert result.receipt.dropped == 0
 
 
@@ -162,7 +162,7 @@ async def test_thinking_dropped_by_the_template_is_said(world: World) -> None:
     assert result.receipt.stop is not None
     assert (result.receipt.stop.reason, result.receipt.stop.message_index) == ("thinking_dropped", 1)
     # Up to the answer everything stays: only the answer is computed again.
-    assert world.engine.warm(result.receipt) >= world.engine.begins(len(world.engine.prompt([conversation[0]])))
+    assert result.receipt.reused >= world.engine.begins(len(world.engine.prompt([conversation[0]])))
 
 
 async def test_tools_that_change_are_named(world: World) -> None:

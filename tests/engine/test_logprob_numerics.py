@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.session import ModelRef, SessionConfig
 from modeld.types import DecodeOptions, FunctionTool, Message, ResponseFormat, Tool
 from support.encoders import Reference

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -165,9 +166,13 @@ def test_a_step_that_failed_inside_breaks_no_other(backend: OpenvinoBackend) -> 
     for sequence in (0, 1):
         compute(backend, sequence, 0, ids)
     state = backend.save(1)
-    failed = 0
-    for seconds in (0.0, 0.0005, 0.001, 0.002, 0.004, 0.008):
-        request = backend._sequences[0].request()
+    failed, deadline = 0, time.monotonic() + 30
+    for seconds in itertools.cycle((0.0, 0.0005, 0.001, 0.002, 0.004, 0.008)):
+        # A machine that is fast or busy may be done before the end comes.
+        if failed >= 3:
+            return
+        assert time.monotonic() < deadline
+        request = backend._sequences[0].alone().request
         ended = threading.Timer(seconds, request.cancel)
         request_infer = request.infer
 
@@ -188,7 +193,6 @@ def test_a_step_that_failed_inside_breaks_no_other(backend: OpenvinoBackend) -> 
         compute(backend, 0, 0, ids)
         assert compute(backend, 0, len(ids), ids[:77]) == again
         backend.remove(0, len(ids))
-    assert failed
 
 
 def test_a_step_that_does_not_fit_changes_nothing(runtime: OpenvinoRuntime) -> None:
@@ -323,7 +327,7 @@ def test_what_would_not_be_exact_is_refused(runtime: OpenvinoRuntime, monkeypatc
     with pytest.raises(NotSupportedError, match="fixed shapes"):
         OpenvinoRuntime()
     monkeypatch.setenv(DEVICE, "GPU.7")
-    with pytest.raises(NotSupportedError, match="there are CPU"):
+    with pytest.raises(NotSupportedError, match="no such device, only CPU"):
         OpenvinoRuntime()
 
 

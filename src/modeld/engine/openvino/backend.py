@@ -1,18 +1,21 @@
-"""A resident OpenVINO model behind the engine seam: one compiled graph, one infer request for each sequence."""
+"""A resident OpenVINO model behind the engine seam: one compiled graph, requests for one sequence or for several."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy
 
 from modeld.engine.backend import Slice, StepResult
+from modeld.engine.openvino.graph import Graph
+from modeld.engine.openvino.group import ROWS, Gathering, Group, StateError, groups_of, let_leave, masks_padding
 from modeld.engine.openvino.lexicon import OpenvinoLexicon, first_line
 from modeld.engine.openvino.sampler import Logits, LogitsSampler
-from modeld.engine.openvino.sequences import SequenceKV, StateError
+from modeld.engine.openvino.sequences import SequenceKV
 from modeld.engine.protocol import Load
 from modeld.types import DecodeOptions
 
@@ -30,96 +33,134 @@ the 90m shape went at 545 a second at best in pieces of 128, 775 in pieces of 25
 class OpenvinoBackend(OpenvinoLexicon):
     """Used by one thread, but for :meth:`request_abort`.
 
-    The sequences of a step are computed one after the other: states of one length are all that a batch could hold.
+    Pieces of prompts are computed one after the other; sequences that decode, together where that pays
+    (:class:`Gathering`).
 
-    :param compile_: gives the graph on its device. :param inputs: names of what it takes.
-    :param rows: logits of a row; 0: as many as the tokeniser has tokens.
+    :param compile_: gives the graph on its device.
+    :raises ModelLoadError: the tokeniser has tokens that the graph does not know.
     """
 
     grows = True
     copies = True
 
-    def __init__(
-        self, compile_: Callable[[], Any], inputs: frozenset[str], rows: int, request: Load, device: str
-    ) -> None:
+    def __init__(self, compile_: Callable[[], Any], graph: Graph, request: Load, device: str) -> None:
         super().__init__(Path(request.path), request.name)
-        self.vocabulary = max(rows, self.vocabulary)
+        graph.check_tokens(self.vocabulary, request.name)
+        self.vocabulary = max(graph.rows, self.vocabulary)
         self._compile = compile_
         self._compiled = compile_()
         self.kv_layout = f"states, device {device}{_told(self._compiled)}"
-        self._inputs = inputs
+        self._inputs = graph.inputs
         self._batch, self._limit = request.batch, request.cells
-        self._ones = numpy.ones((1, request.window + request.batch), numpy.int64)
-        self._row = numpy.zeros(1, numpy.int32)
-        heads = [(state.state.shape[1], state.state.shape[3]) for state in self._make().query_state()]
-        self._sequences = [SequenceKV(self._make, KINDS[request.kv_type], heads) for _ in range(request.sequences)]
+        self._kind = KINDS[request.kv_type]
+        self._heads = [(state.state.shape[1], state.state.shape[3]) for state in self._make().query_state()]
+        self._gathering = Gathering(sum(heads * length for heads, length in self._heads))
+        self.together = graph.inputs >= ROWS and self._masks_padding(request.window - 1)
+        """Whether sequences can be computed together."""
+        self._sequences = [self._sequence() for _ in range(request.sequences)]
         self._read: SequenceKV | None = None
         self._abort = False
         self._rows: list[Logits] = []
 
+    def _sequence(self) -> SequenceKV:
+        return SequenceKV(self._make, self._kind, self._heads)
+
+    def _masks_padding(self, far: int) -> bool:
+        why = "its graph does not keep the rows of a batch apart"
+        try:
+            if masks_padding(self._make, self._sequence, far):
+                return True
+        except (RuntimeError, StateError) as error:
+            why = first_line(error)
+            self._compiled = self._compile()
+        print(f"modeld engine: streams are computed one after the other: {why}", file=sys.stderr)
+        return False
+
     def step(self, slices: list[Slice]) -> StepResult:
-        """Compute the slices in their order."""
+        """Compute the slices: those that decode in their groups, others in their order."""
         tokens = sum(len(part.tokens) for part in slices)
         if tokens > self._batch:
             return StepResult.FAILED
-        if sum(sequence.tokens for sequence in self._sequences) + tokens > self._limit:
+        spare = self._spare() - tokens
+        if spare < 0:
             return StepResult.NO_SPACE
-        self._rows = []
-        for part in slices:
-            result = self._compute(part)
-            if result is not StepResult.OK:
-                return result
-        return StepResult.OK
-
-    def _compute(self, part: Slice) -> StepResult:
-        sequence = self._sequences[part.sequence]
-        if sequence.tokens != part.start:
+        if any(self._sequences[part.sequence].tokens != part.start for part in slices):
             return StepResult.FAILED
-        for at in range(0, len(part.tokens), PIECE):
-            if self._abort:
-                return StepResult.ABORTED
-            tokens = part.tokens[at : at + PIECE]
-            try:
-                request = sequence.request()
-                request.infer(self._feeds(sequence.tokens, tokens), share_inputs=True, share_outputs=True)
-            except (RuntimeError, StateError) as error:
-                print(f"modeld engine: OpenVINO could not compute: {first_line(error)}", file=sys.stderr)
-                self._begin_anew(sequence)
-                return StepResult.FAILED
-            sequence.tokens += len(tokens)
-        if part.logits:
-            # The next step of this request writes to the same place.
-            self._rows.append(request.get_output_tensor(0).data[0, -1].astype(numpy.float32))
+        try:
+            return self._compute(slices, spare)
+        except (RuntimeError, StateError) as error:
+            print(f"modeld engine: OpenVINO could not compute: {first_line(error)}", file=sys.stderr)
+            self._begin_anew()
+            return StepResult.FAILED
+
+    def _compute(self, slices: list[Slice], spare: int) -> StepResult:
+        found: dict[int, Logits] = {}
+        together = apart = 0.0
+        for group, parts in self._arranged(slices, spare):
+            began = monotonic()
+            for at in range(0, len(parts[0].tokens), PIECE):
+                if self._abort:
+                    return StepResult.ABORTED
+                feeds = group.feeds([part.tokens[at : at + PIECE] for part in parts])
+                logits = group.infer({name: value for name, value in feeds.items() if name in self._inputs})
+            if len(parts) > 1:
+                together += monotonic() - began
+            elif len(parts[0].tokens) == 1:
+                apart += monotonic() - began
+            for row, part in enumerate(parts):
+                if part.logits:
+                    # The next step of this request writes to the same place.
+                    found[part.sequence] = logits[row].astype(numpy.float32)
+        self._gathering.took(together, apart)
+        self._rows = [found[part.sequence] for part in slices if part.logits]
         return StepResult.OK
 
-    def _begin_anew(self, broken: SequenceKV) -> None:
-        """Compile the graph again, and forget what is in the states of ``broken``.
+    def _arranged(self, slices: list[Slice], spare: int) -> Iterator[tuple[Group, list[Slice]]]:
+        """Groups whose members are all to be computed, with the parts in the order of their rows."""
+        parts = {self._sequences[part.sequence]: part for part in slices}
+        decoding = [sequence for sequence, part in parts.items() if len(part.tokens) == 1]
+        let_leave(parts, decoding)
+        padding = self._squeeze(spare)
+        if self.together:
+            self._gathering.arrange(decoding, spare - padding, self._make)
+        while parts:
+            sequence = next(iter(parts))
+            group = sequence.group or sequence.alone()
+            yield group, [parts.pop(member) for member in group.members]
+
+    def _spare(self) -> int:
+        return self._limit - sum(sequence.tokens for sequence in self._sequences)
+
+    def _squeeze(self, spare: int) -> int:
+        """Where padding takes more cells than there are to spare, it goes, and its groups with it.
+
+        :returns: cells that padding takes now.
+        """
+        padded = [group for group in groups_of(self._sequences) if group.padding]
+        padding = sum(group.padding for group in padded)
+        if padding <= spare:
+            return padding
+        for group in padded:
+            group.release(group.members)
+        return 0
+
+    def _begin_anew(self) -> None:
+        """Compile the graph again. All keep what they held before the step.
 
         All requests share the graph's memory of shapes, and one that did not come to its end leaves it wrong: the next
         requests then fail or, for all that is known, compute something else.
         """
-        for sequence in self._sequences:
+        for group in groups_of(self._sequences):
             try:
-                if sequence is not broken:
-                    sequence.detach()
-                    continue
+                group.release(group.members, broken=True)
             except StateError as error:
-                print(f"modeld engine: a sequence is lost: {error}", file=sys.stderr)
-            sequence.cut(0)
+                print(f"modeld engine: {len(group.members)} sequences are lost: {error}", file=sys.stderr)
+                for member in group.members:
+                    member.cut(0)
         self._compiled = self._compile()
 
     def _make(self) -> Any:
         return self._compiled.create_infer_request()
-
-    def _feeds(self, start: int, tokens: list[int]) -> dict[str, Any]:
-        end = start + len(tokens)
-        feeds = {
-            "input_ids": numpy.array([tokens], numpy.int64),
-            "attention_mask": self._ones[:, :end],
-            "position_ids": numpy.arange(start, end, dtype=numpy.int64)[None],
-            "beam_idx": self._row,
-        }
-        return {name: value for name, value in feeds.items() if name in self._inputs}
 
     def sampler(self, options: DecodeOptions, seed: int, history: list[int]) -> LogitsSampler:
         """A sampler in numpy."""
@@ -141,6 +182,7 @@ class OpenvinoBackend(OpenvinoLexicon):
         try:
             if start < kv.tokens:
                 kv.cut(start)
+                self._squeeze(self._spare())
         except (RuntimeError, StateError) as error:
             print(f"modeld engine: {first_line(error)}", file=sys.stderr)
             return False
@@ -153,6 +195,7 @@ class OpenvinoBackend(OpenvinoLexicon):
         end = giver.tokens if end < 0 else min(end, giver.tokens)
         if start < end:
             self._sequences[target].append(giver.part(start, end))
+            self._squeeze(self._spare())
 
     def save(self, sequence: int, start: int = 0, end: int = -1) -> bytes:
         """The values of these positions, layer by layer."""
@@ -165,6 +208,7 @@ class OpenvinoBackend(OpenvinoLexicon):
         if (layers := kv.read(state, start, end)) is None or kv.tokens != start:
             return False
         kv.append(layers)
+        self._squeeze(self._spare())
         return True
 
     def _keep(self, sequence: int) -> SequenceKV:

@@ -19,12 +19,22 @@ _CHEAP: Final = frozenset({"Convert", "Add", "Multiply", "Divide", "Tanh", "Resh
 class Graph(Struct, frozen=True):
     """A graph that was read and changed so that it gives the logits of the last token alone.
 
-    :param heads: of each state, in no order: heads and their length. :param rows: tokens; 0: the tokeniser knows.
+    :param rows: tokens that it has logits for; 0: the graph does not say.
+    :param table: tokens that it has embeddings for; 0 likewise.
     """
 
     model: Any
     inputs: frozenset[str]
     rows: int
+    table: int
+
+    def check_tokens(self, tokens: int, name: str) -> None:
+        """:raises ModelLoadError: it has not so many. An id beyond the end would be looked up all the same."""
+        for count, what in ((self.rows, "logits"), (self.table, "embeddings")):
+            if 0 < count < tokens:
+                raise ModelLoadError(
+                    f"{name} has {what} for {count} tokens, and its tokeniser has {tokens}: they are of two models"
+                )
 
 
 def read_graph(core: Any, path: Path, name: str) -> Graph:
@@ -53,7 +63,21 @@ def read_graph(core: Any, path: Path, name: str) -> Graph:
         )
     _keep_last_row(model)
     width = outputs["logits"].get_partial_shape()[2]
-    return Graph(model, inputs, width.get_length() if width.is_static else 0)
+    return Graph(model, inputs, width.get_length() if width.is_static else 0, _embeddings(model))
+
+
+def _embeddings(model: Any) -> int:
+    """Rows of the table in which the tokens' ids are looked up; 0 where that is done otherwise."""
+    ports = [next(port for port in model.inputs if port.get_any_name() == "input_ids")]
+    for port in ports:
+        for target in port.get_target_inputs():
+            node = target.get_node()
+            if node.get_type_name() == "Convert":
+                ports.append(node.output(0))
+            elif node.get_type_name() == "Gather" and target.get_index() == 1:
+                shape = node.input_value(0).get_partial_shape()
+                return int(shape[0].get_length()) if shape.rank.is_static and shape[0].is_static else 0
+    return 0
 
 
 def _grows(shape: Any) -> bool:

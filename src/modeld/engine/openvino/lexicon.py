@@ -118,7 +118,7 @@ def first_line(error: BaseException) -> str:
 def _json(path: Path) -> dict[str, Any]:
     """What a file of the folder holds; nothing where it is not there, or is no object."""
     try:
-        if path.stat().st_size > _MAX_JSON:
+        if not path.is_file() or path.stat().st_size > _MAX_JSON:
             return {}
         value = msgspec.json.decode(path.read_bytes())
     except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
@@ -148,7 +148,7 @@ def _ends(folder: Path, eos: int, vocabulary: int) -> set[int]:
 def _template(folder: Path, tokenizer: Any) -> str:
     path = folder / "chat_template.jinja"
     try:
-        if path.stat().st_size <= _MAX_JSON:
+        if path.is_file() and path.stat().st_size <= _MAX_JSON:
             return path.read_text("utf-8", "replace")
     except OSError:
         pass

@@ -66,7 +66,7 @@ class OpenvinoRuntime:
             except RuntimeError as error:
                 raise ModelLoadError(f"OpenVINO cannot compile {request.name}: {first_line(error)}") from error
 
-        return OpenvinoBackend(compiled, graph.inputs, graph.rows, request, device)
+        return OpenvinoBackend(compiled, graph, request, device)
 
     def embedder(self, request: Load) -> Embedder:
         """:raises NotSupportedError: always; vectors are made by llama.cpp."""
@@ -114,7 +114,11 @@ def _devices(core: Any, wanted: str) -> tuple[Device, ...]:
     chosen = tuple(device for device in usable if wanted in ("GPU", device.name))
     if not chosen:
         there = ", ".join(["CPU", *(device.name for device in usable)])
-        raise NotSupportedError(f"{DEVICE}={wanted}: there is no such device; there are {there}", feature="device")
+        raise NotSupportedError(
+            f"{DEVICE}={wanted}: this machine has no such device, only {there}; start the node again with AUTO "
+            "or one of these",
+            feature="device",
+        )
     return chosen
 
 

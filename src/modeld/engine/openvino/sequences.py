@@ -8,16 +8,10 @@ from typing import Any
 
 import numpy
 
-Array = numpy.ndarray[Any, Any]
-Layers = list[Array]
-"""Keys and values of each layer: ``[1, heads, tokens, head length]``."""
+from modeld.engine.openvino.group import Array, Group, Layers
 
 _HEAD = struct.Struct(">4sII")
 _MAGIC = b"OVKV"
-
-
-class StateError(Exception):
-    """States do not hold what was written into them, or are not as long as they must be."""
 
 
 class SequenceKV:
@@ -35,40 +29,54 @@ class SequenceKV:
         self, make: Callable[[], Any], kind: type[numpy.floating[Any]], heads: Sequence[tuple[int, int]]
     ) -> None:
         self._make = make
-        self._kind = kind
         self._heads = heads
-        self._request: Any = None
         self._pieces: list[Layers] = []
+        self.kind = kind
+        self.group: Group | None = None
+        """Has the states, maybe with those of others."""
         self.tokens = 0
         """Tokens it holds."""
 
     def measured(self) -> int:
         """Tokens, counted in the states, or where there are none, in the arrays."""
-        if self._request is not None:
-            return int(self._request.query_state()[0].state.shape[2])
+        if self.group is not None:
+            return self.group.measured(self)
         return sum(piece[0].shape[2] for piece in self._pieces)
 
-    def request(self) -> Any:
-        """The request, whose states hold exactly :attr:`tokens`.
+    def alone(self) -> Group:
+        """A group of which it is the only member. :raises StateError: states do not hold what they should."""
+        if self.group is None or len(self.group.members) > 1:
+            self.detach()
+            return Group(self._make(), [self])
+        return self.group
 
-        :raises StateError: they do not read back as they were written.
-        """
-        if self._request is None:
-            request = self._make()
-            if self.tokens:
-                self._write(request)
-            self._request = request
+    # What its group calls
+
+    @property
+    def copied(self) -> bool:
+        """Whether there are arrays, too."""
+        return bool(self._pieces)
+
+    def seated(self, group: Group) -> None:
+        """The group's states hold it."""
+        self.group, self._pieces = group, []
+
+    def grew(self, count: int) -> None:
+        """The group has computed so many tokens more."""
+        self.tokens += count
         self._pieces = []
-        return self._request
 
-    def _write(self, request: Any) -> None:
-        for layer, state in enumerate(request.query_state()):
-            values = self._joined(layer)
-            held = state.state
-            wanted = numpy.ascontiguousarray(values, dtype=held.data.dtype)
-            state.state = type(held)(wanted)
-            if not numpy.array_equal(state.state.data, wanted):
-                raise StateError(f"state {layer} does not hold what was written into it")
+    def keep(self, layers: Layers) -> None:
+        """The group's states have these."""
+        self._pieces = [layers]
+
+    def leave(self) -> None:
+        """What arrays have is all that it holds."""
+        if self.group is not None:
+            self.group.forget(self)
+            self.group = None
+
+    # Arrays
 
     def _joined(self, layer: int) -> Array:
         parts = [piece[layer] for piece in self._pieces]
@@ -76,22 +84,17 @@ class SequenceKV:
 
     def layers(self) -> Layers:
         """All it holds; kept until :meth:`forget_copy` or the next step. :raises StateError: a state is not as long."""
-        if self._pieces or not self.tokens:
-            if len(self._pieces) > 1:
-                self._pieces = [[self._joined(layer) for layer in range(len(self._heads))]]
-            return self._pieces[0] if self._pieces else self._empty()
-        layers = []
-        for state in self._request.query_state():
-            values = state.state.data
-            if values.shape[2] != self.tokens:
-                raise StateError(f"a state has {values.shape[2]} tokens and should have {self.tokens}")
-            layers.append(values.astype(self._kind))
-        self._pieces = [layers]
-        return layers
+        if not self.tokens:
+            return self._empty()
+        if not self._pieces and self.group is not None:
+            self._pieces = self.group.read([self])
+        if len(self._pieces) > 1:
+            self._pieces = [[self._joined(layer) for layer in range(len(self._heads))]]
+        return self._pieces[0]
 
     def forget_copy(self) -> None:
         """Free the arrays where the states have the same."""
-        if self._request is not None:
+        if self.group is not None:
             self._pieces = []
 
     def part(self, start: int, end: int) -> Layers:
@@ -100,26 +103,23 @@ class SequenceKV:
 
     def cut(self, keep: int) -> None:
         """Hold the first ``keep`` tokens only."""
-        layers = [values[:, :, :keep].copy() for values in self.layers()] if keep else []
-        self._request = None
-        self._pieces = [layers] if keep else []
-        self.tokens = keep
+        pieces = [self.part(0, keep)] if keep else []
+        self.leave()
+        self._pieces, self.tokens = pieces, keep
 
     def detach(self) -> None:
         """Hold it in arrays only."""
         self.layers()
-        self._request = None
+        self.leave()
 
     def append(self, layers: Layers) -> None:
         """Hold these behind the others."""
-        if self.tokens:
-            self.layers()
-        self._request = None
+        self.detach()
         self._pieces.append(layers)
         self.tokens += layers[0].shape[2]
 
     def _empty(self) -> Layers:
-        return [numpy.empty((1, heads, 0, length), self._kind) for heads, length in self._heads]
+        return [numpy.empty((1, heads, 0, length), self.kind) for heads, length in self._heads]
 
     # Bytes
 
@@ -136,14 +136,14 @@ class SequenceKV:
         if len(data) < _HEAD.size:
             return None
         magic, first, count = _HEAD.unpack_from(data)
-        size = numpy.dtype(self._kind).itemsize
+        size = numpy.dtype(self.kind).itemsize
         expected = _HEAD.size + size * count * sum(heads * length for heads, length in self._heads)
         end = first + count if end < 0 else end
         if magic != _MAGIC or len(data) != expected or not first <= start < end <= first + count:
             return None
         layers, at = [], _HEAD.size
         for heads, length in self._heads:
-            values = numpy.frombuffer(data, self._kind, heads * count * length, at).reshape(1, heads, count, length)
+            values = numpy.frombuffer(data, self.kind, heads * count * length, at).reshape(1, heads, count, length)
             layers.append(values[:, :, start - first : end - first].copy())
             at += values.nbytes
         return layers

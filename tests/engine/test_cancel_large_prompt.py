@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from make_shape import ensure
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.session import ModelRef, SessionConfig
 from modeld.types import DecodeOptions, EndPart, Message, ProgressPart, TextPart
 

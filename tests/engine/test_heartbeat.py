@@ -15,7 +15,8 @@ from modeld.engine.backend import Slice, StepResult
 from modeld.engine.pace import Pace
 from modeld.engine.progress import HEARTBEAT_SECONDS
 from modeld.engine.protocol import Load, Parts, Request, Turn
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.session import ModelRef, SessionConfig
 from modeld.types import DecodeOptions, Message, ProgressPart, TextPart
 

@@ -45,7 +45,8 @@ from modeld.engine.protocol import (
     encode_result,
 )
 from modeld.errors import EngineCrashedError, EngineProtocolError
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.session import EmbedInput, Manifest
 from modeld.template_facts import TemplateFacts
 from modeld.types import DecodeOptions, Message, TextPart

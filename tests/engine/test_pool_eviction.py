@@ -71,3 +71,26 @@ def test_tape_of_an_evicted_session_is_not_a_changed_one(pool: Pool) -> None:
     pool.evict(session)
     second = pool.tape(session)
     assert (second.keep, second.added, second.hot) == (10, (), 0)
+
+
+def test_who_finds_no_room_for_a_copy_keeps_what_it_has(told: list[Evicted]) -> None:
+    """Seated before each step, as behind one that waits, it would compute the same tokens for ever."""
+    load = Load("", "fake:copies=1", "d", cells=100, window=100, sequences=3)
+    pool = Pool(FakeBackend(load), load, told.append)
+    prompt = list(range(70))
+    busy, asks = pool.get(1), pool.get(2)
+    for session, length in ((busy, 60), (asks, 20)):
+        assert pool.seat(session, prompt) == 0
+        assert session.sequence is not None
+        assert pool._backend.step([Slice(session.sequence, 0, prompt[:length], False)]) is StepResult.OK
+        session.ids = prompt[:length]
+        pool.extended(session, prompt[:length])
+        session.jobs.append(Job(Explain(session.key, session.key), session))
+    # 60 of 70 are in the engine, but 60 + 60 do not fit, and who has them is at work.
+    assert pool.seat(asks, prompt) == 20
+    assert pool.audit() == ()
+    # It rests: now its cells are given up for the copy, or go over whole.
+    busy.jobs.clear()
+    assert pool.seat(asks, prompt) == 60
+    assert pool.audit() == ()
+    assert told == [Evicted((1,))]

@@ -15,7 +15,8 @@ from uuid import UUID
 import jsonschema
 import pytest
 
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.session import ModelRef, SessionConfig
 from modeld.types import ChatResult, DecodeOptions, FunctionTool, Message, ResponseFormat, Tool
 from random_schemas import Maker
@@ -64,7 +65,7 @@ async def answers(node: Node, seeds: range, think: str) -> list[tuple[dict[str, 
     return [pair for lane in await asyncio.gather(*map(run, range(8))) for pair in lane]
 
 
-@pytest.mark.parametrize(("seeds", "think"), [(range(200), "off"), (range(200, 400), "high")])
+@pytest.mark.parametrize(("seeds", "think"), [(range(240), "off"), (range(240, 480), "high")])
 async def test_what_ends_by_itself_fits(node: Node, seeds: range, think: str) -> None:
     ends: Counter[str] = Counter()
     for schema, result in await answers(node, seeds, think):
@@ -98,7 +99,7 @@ async def test_a_call_fits_beside_thinking_and_a_format(node: Node, think: str) 
         return await session.turn(ask, tools=(tool,), think=think, options=options).join()
 
     made = [(seed, Maker(seed).make()) for seed in range(1000, 1060)]
-    made = [(seed, schema) for seed, schema in made if schema.get("type") == "object"][:24]
+    made = [(seed, schema) for seed, schema in made if schema.get("type") == "object"][:40]
     results = await asyncio.gather(*(one(seed, schema) for seed, schema in made))
     ended = 0
     for (seed, schema), result in zip(made, results, strict=True):
@@ -111,4 +112,5 @@ async def test_a_call_fits_beside_thinking_and_a_format(node: Node, think: str) 
         assert result.tool_calls or seed % 2 == 0
         said = result.tool_calls[0].function.arguments if result.tool_calls else result.text
         jsonschema.validate(json.loads(said), schema, format_checker=CHECKER)
+    # 33 of 40; which ones hangs on the machine's arithmetic.
     assert ended >= 0.75 * len(made)

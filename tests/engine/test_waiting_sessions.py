@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 from msgspec import structs
 
 from modeld.engine.protocol import Done, Failed, Turn, decode_result
 from modeld.types import DecodeOptions, EndPart, Message
 
-from .test_scheduler_states import LOAD, Engine
+from .test_scheduler_states import LOAD, Engine, rendered
 
 GREEDY = DecodeOptions(temperature=0)
 SHORT = DecodeOptions(temperature=0, max_tokens=2)
@@ -65,3 +67,19 @@ def test_a_job_does_not_start_into_cells_that_its_own_idle_beginning_holds() -> 
     # Together they are more than there are, however much of it the engine holds already.
     assert running.hot + len(prompt) + 1 > 310 - 20
     assert not pool.fits([running], prompt, 20)
+
+
+def test_behind_one_that_stands_still_a_prompt_is_seated_once_and_computed() -> None:
+    engine = Engine(structs.replace(LOAD, cells=2000, window=1000))
+    engine.ask(turn(1, 1, "x" * 300))
+    engine.steps(2)
+    (first,) = engine.scheduler._active
+    first.park()
+    pool = engine.scheduler._pool
+    with mock.patch.object(pool, "seat", wraps=pool.seat) as seat:
+        engine.ask(turn(2, 2, "x" * 300))
+        engine.steps(20)
+    assert [call.args[0].key for call in seat.call_args_list if call.args[0].key == 2] == [2]
+    assert set(ends(engine)) == {1, 2}  # whose end let the first go on
+    # Of which it then had what it needed.
+    assert engine.computed[1] + engine.computed[2] < len(rendered((Message("user", "x" * 300),))) + 10

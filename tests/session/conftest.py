@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from modeld.client import connect
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.session import ModelService, Session, SessionConfig
 from modeld.transport.grpc.client import RemoteNode
 from modeld.transport.grpc.options import Access

@@ -19,7 +19,8 @@ from modeld.errors import (
     ModelNotFoundError,
     NotSupportedError,
 )
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.session import Adapter, SessionConfig
 from modeld.types import DecodeOptions, Message
 from support.adapters import Adapted, Lora

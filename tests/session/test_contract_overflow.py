@@ -199,6 +199,19 @@ async def test_what_does_not_fit_without_all_that_may_leave_changes_nothing(worl
     assert (again.text, again.receipt.left, again.receipt.prefilled) == (first.text, first.receipt.left, 1)
 
 
+@pytest.mark.parametrize("way", ["shift", "truncate"])
+async def test_a_newest_turn_that_is_too_long_alone_is_told_of_as_what_stays(world: World, way: str) -> None:
+    """Who asked for turns to leave has done what the text without it says."""
+    messages = [SYSTEM, Message("user", filler(world.engine, WINDOW))]
+    session = await world.open()
+    with pytest.raises(ContextOverflowError) as plain:
+        await session.turn(messages, options=GREEDY).join()
+    with pytest.raises(ContextOverflowError, match=f"{way} lets older turns leave.*newest turn always stay") as caught:
+        await session.turn(messages, options=GREEDY, **{way: True}).join()  # type: ignore[arg-type]
+    assert caught.value.details == plain.value.details
+    assert "always stay" not in plain.value.message
+
+
 async def test_a_stable_prefix_stays_and_the_statuses_tell(world: World) -> None:
     engine = world.engine
     example = [SYSTEM, Message("user", "An example."), Message("assistant", "A good answer.")]

@@ -16,7 +16,8 @@ from modeld.errors import (
     SessionNotFoundError,
     SnapshotNotFoundError,
 )
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.session import SessionConfig
 from modeld.session.snapshot_file import CHUNK
 from modeld.types import DecodeOptions, Message

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from support.engines import ENGINES
 from support.traces import Size, Trace, least_prefill, prefilled, run_trace
 

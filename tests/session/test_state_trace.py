@@ -13,7 +13,8 @@ import pytest
 
 from modeld.engine.llama.runtime import LlamaRuntime
 from modeld.engine.protocol import Load
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.session import ModelRef
 from support.engines import ENGINES
 from support.shapes import write_hybrid, write_recurrent, write_windowed

@@ -12,7 +12,8 @@ from modeld.engine.backend import Slice, StepResult
 from modeld.engine.llama.backend import LlamaBackend
 from modeld.engine.llama.runtime import LlamaRuntime
 from modeld.engine.protocol import Load
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.types import ChatResult, EndPart, PartsJoiner, Usage
 from support.engines import ENGINES, TINY_F16
 from support.traces import Made, Trace, prefilled, run_trace

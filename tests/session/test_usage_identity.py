@@ -12,7 +12,8 @@ import pytest
 from msgspec import structs
 
 from modeld.errors import InvalidRequestError
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.session import ModelRef, Session, SessionConfig
 from modeld.thinking import ThinkLevel
 from modeld.types import ChatResult, DecodeOptions, EndPart, Message, PartsJoiner, ProgressPart, TextPart, Usage

@@ -32,7 +32,8 @@ def kv_files(folder: Path) -> list[Path]:
 
 def spoil(path: Path, how: int, where: int) -> None:
     """Damage a file in one of six ways."""
-    data = bytearray(path.read_bytes())
+    # One that was cut to nothing before has a byte again.
+    data = bytearray(path.read_bytes() or 1)
     match how % 6:
         case 0:
             data[where % len(data)] ^= 1 << where % 8

@@ -71,9 +71,9 @@ class Batches:
         ready = []
         for job in runnable:
             if not self._room.may_compute(job.session):
-                job.parked = True
+                job.park()
             elif not job.waits:
-                if job.session.sequence is None or job.leader is not None:
+                if job.session.sequence is None or job.leader is not None or job.looks_again:
                     self._room.seat_again(job)
                 late = job.warm and flowing and monotonic() - began > RESTORE_SECONDS
                 if not late and not self._room.restore(job):

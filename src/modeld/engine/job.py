@@ -221,8 +221,8 @@ class Job:
         # What it could have reused, had reuse not stopped.
         self.had: list[int] = []
         self.stream: Stream | None = None
-        # It waits for cells or a sequence id that others hold.
-        self.parked = False
+        # It waits for cells or a sequence id that others hold; meanwhile they may compute what it needs.
+        self.parked = self.looks_again = False
         # Others that came later and started before it.
         self.passed = 0
         # What it has had of its turn to compute its prompt.
@@ -242,6 +242,10 @@ class Job:
     def computes(self) -> bool:
         """The request needs steps."""
         return isinstance(self.request, Prefix | Suffix | Turn | Decode)
+
+    def park(self) -> None:
+        """Let others go first, until something changed for those that wait."""
+        self.parked = self.looks_again = True
 
     @property
     def decoding(self) -> bool:

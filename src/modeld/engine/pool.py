@@ -176,7 +176,7 @@ class Pool:
         if not self._backend.shares and self.stored(ids) > own:
             own = 0  # A whole state that is longer comes back in its place.
         found, donor = self._tree.match(ids) if self._backend.shares else (own, None)
-        if donor is None or donor == session.sequence or found <= own:
+        if donor is None or donor == session.sequence or found <= own or not self._room_to_move(session, donor, found):
             if not self.give_sequence(session):
                 raise AssertionError("no sequence id, though there was one")
             if own < session.hot and not self._leave_branch(session, own):
@@ -189,16 +189,19 @@ class Pool:
         self._move(session, donor, found)
         return session.hot
 
+    def _room_to_move(self, session: EngineSession, donor: int, length: int) -> bool:
+        """Whether :meth:`_move` finds room, once the session has given up what it holds. Idle ones give way.
+
+        One that gave it up for nothing, and is seated before each step, would compute the same tokens for ever.
+        """
+        own = self._tree.length(session.sequence) if session.sequence is not None else 0
+        return self._room_to_copy(length - own, keep=donor, wanted_by=session) or self._rests(donor)
+
     def _move(self, session: EngineSession, donor: int, length: int) -> None:
-        """Give the session an id, and the donor's first cells."""
+        """Give the session, which holds nothing, the donor's first cells, and an id where it has none."""
         if not self._room_to_copy(length, keep=donor, wanted_by=session):
-            if session.sequence is None and (donor in self._branches or self._owner_rests(donor)):
-                self._save_all(donor, BRANCH_WEIGHT)
-                self._take_over(session, donor, length)
-                return
-            # It is computed, when a step has made room.
-            self.give_sequence(session)
-            session.hot = 0
+            self.release(session)
+            self._take_over(session, donor, length)
             return
         if session.sequence is None:
             if not self._free and not self.evict_idle(session, keep=donor):
@@ -216,11 +219,13 @@ class Pool:
                 return False
         return True
 
-    def _owner_rests(self, sequence: int) -> bool:
-        return any(session.sequence == sequence for session in self._idle(None))
+    def _rests(self, sequence: int) -> bool:
+        """It is a branch, or its owner has nothing to do."""
+        return sequence in self._branches or any(session.sequence == sequence for session in self._idle(None))
 
     def _take_over(self, session: EngineSession, donor: int, length: int) -> None:
-        """No id is left but the donor's own: the session gets it, with the beginning that it needs."""
+        """No id, or no room for a copy, is left but the donor's own: the session gets it, and what it needs of it."""
+        self._save_all(donor, BRANCH_WEIGHT)
         for owner in self.sessions.values():
             if owner.sequence == donor:
                 owner.lose("evicted")

@@ -24,6 +24,7 @@ from modeld.session.values import Overflow
 from modeld.thinking import ThinkLevel
 from modeld.types import DecodeOptions, Message, Tool, WarningPart
 
+_LARGER = "load the model with a larger context where it allows one (modeld load MODEL --context N)"
 COUNTED_BYTES = 2**20
 """Text up to here is tokenised in any case, so that a refusal has exact numbers. It takes a quarter of a second a MiB,
 and all streams wait."""
@@ -66,11 +67,12 @@ class Prompts:
             case Suffix(messages=messages, think=think, overflow=overflow):
                 everything = (*session.stable, *session.volatile, *messages)
                 prompt = self._fit(session, everything, session.stable_tools, think, overflow)
-                self._plan(job, prompt, "suffix", logits=False)
+                self._plan(job, prompt, "suffix", logits=False, overflow=overflow)
             case Turn(raw=RawPrompt() as raw):
                 self._plan(job, self._raw(session, raw), "prompt", logits=True)
             case Turn(messages=messages, tools=tools, think=think, overflow=overflow):
-                self._plan(job, self._fit(session, messages, tools, think, overflow), "turn", logits=True)
+                prompt = self._fit(session, messages, tools, think, overflow)
+                self._plan(job, prompt, "turn", logits=True, overflow=overflow)
             case Decode():
                 self._continue(job)
             case other:
@@ -195,8 +197,7 @@ class Prompts:
         if len(text) > COUNTED_BYTES and least > self._window:
             raise ContextOverflowError(
                 f"the prompt is {len(text)} bytes of text, at least {least} tokens, and the session holds "
-                f"{self._window}: nothing was cut; shorten the conversation, or open the session with a larger context "
-                "where the model allows it",
+                f"{self._window}: nothing was cut; shorten the conversation, or {_LARGER}",
                 stage="prompt",
                 resident=0,
                 additional=least,
@@ -220,14 +221,18 @@ class Prompts:
                 f"the chat template of this model has no switch that turns thinking off{levels}", feature="think"
             )
 
-    def _plan(self, job: Job, prompt: Prompt, stage: str, *, logits: bool) -> None:
+    def _plan(self, job: Job, prompt: Prompt, stage: str, *, logits: bool, overflow: Overflow = "error") -> None:
         session = job.session
         shared = shared_length(session.tape, prompt.ids)
         if len(prompt.ids) > self._window:
             rest = f" without the {prompt.left.messages} messages that can leave" if prompt.left else ""
+            way = "shorten the conversation"
+            if overflow != "error":
+                stays = "system messages, the prefix and the newest turn always stay"
+                way = f"{overflow} lets older turns leave, {stays}: shorten those"
             raise ContextOverflowError(
                 f"the {stage} is {len(prompt.ids)} tokens{rest} and the session holds {self._window}: nothing was cut; "
-                "shorten the conversation, or open the session with a larger context where the model allows it",
+                f"{way}, or {_LARGER}",
                 stage=stage,
                 resident=shared,
                 additional=len(prompt.ids) - shared,

@@ -62,7 +62,8 @@ class Room:
         for other in self._active:
             if other is job:
                 break
-            if not other.decoding:
+            # Behind one that stands still a job would be seated again before each step, and gain nothing.
+            if other.computing:
                 common = shared_length(job.target[: job.reusable], other.target)
                 if not self._shares:
                     # It can be had only where the other's state is kept, and not where there is more already.
@@ -72,7 +73,8 @@ class Room:
                     job.leader, job.common = other, common
 
     def seat_again(self, job: Job) -> None:
-        """Its leader has come far enough, or it lost its KV: take what is there now."""
+        """Its leader has come far enough, or it stood still or lost its KV: take what is there now."""
+        job.looks_again = False
         before = min(job.session.hot, job.reusable)
         gained = min(self._pool.seat(job.session, job.wanted), job.reusable) - before
         if gained < 0:
@@ -124,7 +126,7 @@ class Room:
             return entries, None
         if len(entries) > 1:
             youngest = max(entries, key=lambda entry: entry[0].started)
-            youngest[0].parked = True
+            youngest[0].park()
             return [entry for entry in entries if entry is not youngest], None
         if self._pool.evict_waiting():
             return entries, None
@@ -134,7 +136,7 @@ class Room:
             return [], job
         younger = max(others, key=lambda other: other.started)
         if younger.started < job.started:
-            job.parked = True
+            job.park()
             return [], None
         # Two that grew side by side: the younger gives its cells back and is computed again afterwards.
         self.preempt(younger)

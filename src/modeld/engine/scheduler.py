@@ -392,7 +392,7 @@ class Scheduler:
         """The job alone does not fit."""
         if self._transfers:
             # What a snapshot holds can leave when it is done.
-            job.parked = True
+            job.park()
         elif job.decoding:
             self._finish(job, "context_full")
         else:
@@ -423,6 +423,7 @@ class Scheduler:
         assert stream is not None
         if not job.decoding:
             job.prefilled_at = monotonic()
+            stream.parts.append(self._progress.of(job))  # whoever bills or shows the prompt hears its size first
             job.generated_from, job.text_from = len(session.ids), len(session.text)
         job.again = False
         try:

@@ -209,8 +209,8 @@ def _pair(request: Rerank, index: int, embedder: Embedder) -> _Item:
 
 def _too_long(what: str, index: int, tokens: int, window: int, policies: str) -> ContextOverflowError:
     return ContextOverflowError(
-        f"{what} is {tokens} tokens and the model was loaded for {window}: nothing was computed; shorten it, pass "
-        f"overflow={policies}, or a larger context where the model allows it",
+        f"{what} is {tokens} tokens and the model was loaded for {window}: nothing was computed; shorten it, or pass "
+        f"overflow={policies} (over HTTP: truncate), or a larger context where the model allows it",
         stage="input",
         index=index,
         resident=0,

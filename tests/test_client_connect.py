@@ -152,6 +152,19 @@ async def test_a_node_that_hangs_is_unreachable(node) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_node_that_is_starting_is_waited_for(node, tmp_path) -> None:
+    record = tmp_path / "root" / RECORD_NAME
+    whole = record.read_bytes()
+    # As it is between the lock and the socket.
+    edit_record(tmp_path / "root", endpoint="")
+    with pytest.raises(NodeUnreachableError, match="names no endpoint"):
+        await modeld.connect(timeout=0.2)
+    asyncio.get_running_loop().call_later(0.3, record.write_bytes, whole)
+    async with await modeld.connect(timeout=20) as found:
+        await found.status()
+
+
+@pytest.mark.anyio
 async def test_sessions_of_one_loop_share_a_connection_until_the_owner_changes(node, tmp_path) -> None:
     first = await modeld.open_session("tiny")
     second = await modeld.open_session("tiny")
@@ -214,6 +227,13 @@ async def test_a_node_that_ends_at_once_tells_why(tmp_path, starting) -> None:
         await modeld.connect(tmp_path / "root", start=True)
     assert caught.value.exit_status == 7
     assert len(str(caught.value).splitlines()) <= 12
+
+
+@pytest.mark.anyio
+async def test_a_node_that_ends_at_once_without_a_word_says_where_to_look(tmp_path, starting) -> None:
+    starting("-c", "import sys; sys.exit(7)")
+    with pytest.raises(ModeldError, match="exit code 7, and wrote no log; `modeld serve` shows why"):
+        await modeld.connect(tmp_path / "root", start=True)
 
 
 @pytest.mark.anyio

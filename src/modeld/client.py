@@ -291,4 +291,6 @@ def _ended(root: Path, code: int) -> str:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
         tail = file.read()
     lines = tail.decode("utf-8", "replace").splitlines()[-10:]
+    if not lines:
+        return f"the node ended at once with exit code {code}, and wrote no log; `modeld serve` shows why"
     return "\n".join([f"the node ended at once with exit code {code}; the end of {_log_path(root)}:", *lines])

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Final, Literal, cast, get_args
 
 from modeld.errors import InvalidRequestError
@@ -45,7 +46,8 @@ def parse_think(value: str | bool | None) -> ThinkLevel:
         return cast(ThinkLevel, text)
     if text in _ALIASES:
         return _ALIASES[text]
-    raise InvalidRequestError(f"unknown thinking level {value!r}: use one of {', '.join(LEVELS)}", value=str(value))
+    told = reprlib.repr(value)
+    raise InvalidRequestError(f"unknown thinking level {told}: use one of {', '.join(LEVELS)}", parameter="think")
 
 
 def level_of_budget(tokens: int) -> ThinkLevel:

@@ -6,7 +6,8 @@ All are frozen :class:`msgspec.Struct`: the same object is the Python API, the e
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Self
+import reprlib
+from typing import Any, Literal, Self, get_args
 
 from msgspec import Struct, field, structs
 
@@ -25,6 +26,8 @@ FinishReason = Literal["stop", "length", "context_full", "tool_calls", "refused"
 fails, and all that fails on a node, is raised instead.
 """
 TokenKind = Literal["text", "thinking", "call", "marker"]
+CacheTime = Literal["5m", "1h", "in_memory", "24h"]
+"""How long a vendor is asked to keep a prompt in its cache, in the vendors' own words."""
 
 
 class FunctionCall(Struct, frozen=True, omit_defaults=True):
@@ -58,7 +61,7 @@ class Message(Struct, frozen=True, omit_defaults=True):
 
     ``thinking`` is for reading: it is never sent to a vendor. On a node the model's own template is given it and
     decides; most leave it out. ``provider_meta`` is opaque and goes back unchanged: what a vendor wants to see again
-    (signed thinking, reasoning items) travels there.
+    (signed thinking, reasoning items) travels there. So do marks of caches, by the vendor's name (``docs/http.md``).
     ``tool_call_id`` is of role ``tool``: the call whose result this is. ``name`` is then the tool's.
     """
 
@@ -79,12 +82,14 @@ class FunctionTool(Struct, frozen=True, omit_defaults=True):
     :param strict: ``True``: the arguments fit ``parameters``, or the call is refused before anything is generated;
         ``False``: they are what the model writes. ``None`` leaves it to the backend; a node holds them to the schema
         where it can, and warns where it cannot.
+    :param provider_meta: what only the vendor of that name is told, such as a mark of its cache. No model sees it.
     """
 
     name: str
     description: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
     strict: bool | None = None
+    provider_meta: dict[str, Any] | None = None
 
 
 class Tool(Struct, frozen=True):
@@ -144,6 +149,10 @@ class ChatConfig(Struct, frozen=True, omit_defaults=True, kw_only=True):
         ``None`` is ``False`` on a node: what does not fit is an error.
     :param logprobs: say how probable each token was (:class:`LogprobsPart`).
     :param top_logprobs: and so many of the most probable ones in its place, 0 to 20; with ``logprobs`` only.
+    :param prompt_cache: ask the vendor to keep the whole prompt in its cache, and for how long; each has its own words.
+        ``None`` is what the vendor does unasked: Anthropic keeps nothing then, because writing costs more than reading
+        saves where no second call follows. A node keeps every prompt, and is not told.
+    :param prompt_cache_key: calls with the same one are likely to share a beginning.
     :param timeout: seconds for the whole call, retries included.
     :raises InvalidRequestError: a value outside its range, or ``shift`` and ``truncate`` both.
     """
@@ -167,13 +176,15 @@ class ChatConfig(Struct, frozen=True, omit_defaults=True, kw_only=True):
     truncate: bool | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    prompt_cache: CacheTime | None = None
+    prompt_cache_key: str | None = None
     timeout: float | None = None
 
     def __post_init__(self) -> None:
         names = [tool.function.name for tool in self.tools]
         checks = (
             ("temperature", _within(self.temperature, 0, 100), "between 0 and 100"),
-            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
+            ("max_tokens", _counts(self.max_tokens), "at least 1, and below 2**63"),
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("top_k", self.top_k is None or self.top_k >= 0, "0 or more"),
             ("min_p", _within(self.min_p, 0, 1), "between 0 and 1"),
@@ -186,13 +197,20 @@ class ChatConfig(Struct, frozen=True, omit_defaults=True, kw_only=True):
             ("tool_choice", self.tool_choice in (None, *TOOL_CHOICES, *names), "auto, none, required or a tool's name"),
             ("truncate", not (self.shift and self.truncate), "without shift: one of them at most"),
             ("top_logprobs", _are_tops(self.logprobs, self.top_logprobs), _TOPS),
+            (
+                "prompt_cache",
+                self.prompt_cache in (None, *get_args(CacheTime)),
+                f"one of {', '.join(get_args(CacheTime))}",
+            ),
             ("timeout", self.timeout is None or 0 < self.timeout <= 10**6, "above 0 seconds"),
         )
         _check_all(self, checks)
         if any(name in TOOL_CHOICES for name in names):
             raise InvalidRequestError("a tool is not named auto, none or required: tool_choice says those")
         if self.tool_choice not in (None, "auto", "none") and not names:
-            raise InvalidRequestError(f"tool_choice {self.tool_choice!r} needs tools", parameter="tool_choice")
+            raise InvalidRequestError(
+                f"tool_choice {reprlib.repr(self.tool_choice)} needs tools", parameter="tool_choice"
+            )
         parse_think(self.think)
 
     def replace(self, **changes: Any) -> Self:
@@ -207,6 +225,10 @@ def _within(value: float | None, low: float, high: float) -> bool:
     return value is None or low <= value <= high
 
 
+def _counts(tokens: int | None) -> bool:
+    return tokens is None or 1 <= tokens < 2**63
+
+
 _TOPS = "between 0 and 20, and with logprobs=True only"
 
 
@@ -217,7 +239,9 @@ def _are_tops(logprobs: bool | None, top: int | None) -> bool:
 def _check_all(value: Struct, checks: tuple[tuple[str, bool, str], ...]) -> None:
     for name, fine, rule in checks:
         if not fine:
-            raise InvalidRequestError(f"{name} must be {rule}, not {getattr(value, name)!r}", parameter=name)
+            raise InvalidRequestError(
+                f"{name} must be {rule}, not {reprlib.repr(getattr(value, name))}", parameter=name
+            )
 
 
 class DecodeOptions(Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -258,7 +282,7 @@ class DecodeOptions(Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     def __post_init__(self) -> None:
         checks = (
-            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1, or None"),
+            ("max_tokens", _counts(self.max_tokens), "at least 1, and below 2**63, or None"),
             ("temperature", 0 <= self.temperature <= 100, "between 0 and 100"),
             ("top_k", 0 <= self.top_k <= 2**31 - 1, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
@@ -523,9 +547,11 @@ class LogprobsPart(Struct, frozen=True, tag="logprobs"):
 class ProgressPart(Struct, frozen=True, tag="progress"):
     """Prefill goes on: ``done`` of ``total`` input tokens, of which ``cached`` were reused or restored.
 
-    A node sends one at least every second until there is text, also while the call waits. ``total`` is 0 until the
-    prompt was looked at. A call whose KV was taken while it ran is computed again, its answer so far included.
+    A node sends one at least every second until there is text, also while the call waits, and one right before the
+    first token. ``total`` is 0 until the prompt was looked at. A vendor that tells its counts at the start of an answer
+    gets one, with all of it done. A call whose KV was taken while it ran is computed again, its answer so far included.
 
+    :param cache_write: of ``total``, what a vendor bills as written to its cache.
     :param position: place in the queue of those that wait for room, the first is 1; 0: it is being computed.
     :param rate: tokens a second lately, 0 where nobody knows yet. :param seconds_left: an estimate, likewise.
     """
@@ -536,6 +562,7 @@ class ProgressPart(Struct, frozen=True, tag="progress"):
     position: int = 0
     rate: float = 0.0
     seconds_left: float = 0.0
+    cache_write: int = 0
 
 
 class WarningPart(Struct, frozen=True, tag="warning"):

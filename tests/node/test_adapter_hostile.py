@@ -17,8 +17,9 @@ from msgspec import structs
 
 from modeld.errors import InvalidModelError, ModeldError, NotSupportedError
 from modeld.node.adapters import check_adapter, find_adapters
+from modeld.node.config import NodeConfig
 from modeld.node.gguf import GGUFHeader, Tensor, read_adapter_header
-from modeld.node.node import Node, NodeConfig
+from modeld.node.node import Node
 from modeld.node.store import ModelStore, ResolvedModel
 from modeld.session import Adapter, ModelRef, SessionConfig
 from modeld.types import DecodeOptions, Message

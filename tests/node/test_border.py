@@ -14,7 +14,9 @@ import pytest
 
 from modeld.engine.protocol import Done, encode, encode_result
 from modeld.errors import EngineCrashedError, InvalidRequestError, ModeldError, NodeError
-from modeld.node.node import Node, NodeConfig
+from modeld.node import sessions
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.session import SessionConfig
 from modeld.types import DecodeOptions, FunctionTool, Message, Tool
 
@@ -199,6 +201,30 @@ async def test_session_with_a_ttl_is_forgotten_and_others_stay(node: Node) -> No
     # No more than the other conversation begins with.
     assert (await again.turn([Message("user", "short: hi")], options=GREEDY).join()).receipt.reused < 10
     assert (await node.status()).ledger.cells_used == held
+
+
+async def test_sessions_with_a_ttl_are_bounded_in_number_and_the_longest_unused_leave(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A service that asks something new a hundred times a second would fill memory long before its hour is over.
+    monkeypatch.setattr(sessions, "MAX_PASSING", 3)
+    named = await node.open_session("fake", SessionConfig(name="named"))
+    await named.turn([Message("user", "named")], options=GREEDY).join()
+    first = await node.open_session("fake", SessionConfig(name="0", ttl=3600))
+    running = first.turn([Message("user", "0: hi")], options=DecodeOptions(temperature=0, ignore_eos=True))
+    await anext(aiter(running))
+    for number in range(1, 8):
+        session = await node.open_session("fake", SessionConfig(name=str(number), ttl=3600))
+        await session.turn([Message("user", f"{number}: hi")], options=GREEDY).join()
+    # What is in use stays, as the last one is until a moment after its answer.
+    kept: set[str] = set()
+    for _ in range(1000):
+        kept = {info.name for info in await node.sessions()}
+        if len(kept) == 5:
+            break
+        await asyncio.sleep(0.01)
+    assert kept == {"named", "0", "5", "6", "7"}
+    await running.cancel()
 
 
 async def test_cancelled_before_the_first_read_still_joins(node: Node) -> None:

@@ -17,15 +17,17 @@ import pytest
 from modeld.engine.protocol import Device
 from modeld.errors import DeviceBusyError
 from modeld.node import device as device_module
+from modeld.node.config import NodeConfig
 from modeld.node.device import SIMULATED, DeviceKeeper, DeviceLease, device_holders, lease_name
-from modeld.node.node import Node, NodeConfig
+from modeld.node.node import Node
 
 GPU = Device("CUDA0", "gpu", id="GPU-4c5d-1")
 
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 
 async def main():
     node = Node(NodeConfig(data_root=Path(sys.argv[1]), allow_fake=True))

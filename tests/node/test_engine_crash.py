@@ -14,7 +14,8 @@ import pytest
 
 from modeld.errors import EngineCrashedError, ModeldError, SessionFatalError
 from modeld.node import engine_process
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.session import ModelRef, SessionConfig
 from modeld.types import DecodeOptions, Message
 from support.engines import TINY_F16

@@ -14,8 +14,8 @@ from modeld.client import connect
 from modeld.errors import AuthenticationError, InvalidRequestError
 from modeld.node import backends
 from modeld.node.backends import ConfiguredBackend, add_backend, list_backends
+from modeld.node.config import NodeConfig
 from modeld.node.gateway import Gateway
-from modeld.node.node import NodeConfig
 from modeld.node.secrets import check_reference, resolve
 from modeld.transport.host import HostConfig, hosted
 from modeld.types import Message

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,11 +20,12 @@ from modeld.errors import (
     ModelError,
     ModelLoadError,
     ModelNotFoundError,
+    StorageError,
 )
 from modeld.node import importing
 from modeld.node.importing import import_model
 from modeld.node.ir import ir_files, read_ir
-from modeld.node.store import ModelStore
+from modeld.node.store import ModelStore, bundled_path
 from modeld.session import ModelRef
 from support.engines import DATA, TINY_IR
 
@@ -128,12 +132,48 @@ def test_what_is_no_model_and_what_is_taken_is_refused(tmp_path: Path) -> None:
     assert (models / "mine").stat().st_ino == before
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path) -> None:
-        raise OSError(28, "No space left on device", str(path))
+def size_of(source: Path) -> int:
+    return source.stat().st_size if source.is_file() else sum(file.stat().st_size for file in ir_files(source))
 
-    monkeypatch.setattr(importing, "_flush", full)
-    with pytest.raises(ModelError, match="No space left"):
+
+@pytest.mark.parametrize("source", [TINY_IR, bundled_path()])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_becomes_full_leaves_nothing_and_says_how_much_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Path, code: int
+) -> None:
+    def full(begun: Path, copy: Path) -> None:
+        copy.write_bytes(begun.read_bytes()[:1000])
+        raise OSError(code, os.strerror(code), str(begun), None, str(copy))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(StorageError, match=f"it needs {size_of(source):,} bytes") as caught:
+        import_model(source, tmp_path / "models")
+    assert caught.value.details["free"] > 0
+    assert f"{caught.value.details['free']:,} bytes free" in caught.value.message
+    assert "Errno" not in caught.value.message
+    assert names(tmp_path / "models") == []
+
+
+@pytest.mark.parametrize("source", [TINY_IR, bundled_path()])
+def test_what_cannot_fit_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
+    needed = size_of(source)
+    free = needed - 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", None)
+        with pytest.raises(StorageError, match=f"{free:,} bytes free.*{needed:,} bytes"):
+            import_model(source, tmp_path / "models")
+    assert names(tmp_path / "models") == []
+    free = needed
+    assert import_model(source, tmp_path / "models", "fits").exists()
+
+
+def test_a_disk_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(importing, "_flush", fail)
+    with pytest.raises(ModelError, match="output error"):
         import_model(TINY_IR, tmp_path / "models")
     assert names(tmp_path / "models") == []
 
@@ -148,3 +188,20 @@ def test_one_that_is_under_way_is_no_model(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "rename", looked)
     import_model(TINY_IR, tmp_path / "models")
     assert [model.name for model in ModelStore(tmp_path).list()] == ["tiny", "tiny-ov"]
+
+
+def test_a_path_that_no_folder_can_have_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError):
+        import_model(Path("/" + "a" * 5000), tmp_path / "models")
+    assert names(tmp_path) == []
+
+
+def test_what_a_killed_import_left_goes_with_the_next_and_what_runs_stays(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    left, runs, other = (models / f".import-{name}" for name in (f"{gone.pid}-abc", f"{os.getpid()}-def", "notes"))
+    for folder in (left, runs, other):
+        (folder / "made").mkdir(parents=True)
+    import_model(TINY_IR, models, "mine")
+    assert names(models) == sorted([runs.name, other.name, "mine"])

@@ -16,7 +16,8 @@ import pytest
 from modeld.client import connect
 from modeld.engine.block_files import read_header
 from modeld.node.capacity import disk_budget
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.node.record import probe
 from modeld.session import SessionConfig
 from modeld.types import ChatResult, DecodeOptions, Message

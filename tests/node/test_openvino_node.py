@@ -12,11 +12,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
 
+import numpy
 import psutil
 import pytest
 
 from modeld.errors import CapacityError, InvalidModelError, ModeldError, NotSupportedError
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.session import ModelRef, SessionConfig
 from modeld.types import DecodeOptions, Message
 from support.engines import ENGINES, TINY_F16, TINY_IR
@@ -172,6 +174,23 @@ def no_config(folder: Path) -> None:
     (folder / "config.json").unlink()
 
 
+def a_template_that_nobody_writes(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    os.mkfifo(folder / "chat_template.jinja")
+
+
+def a_map_without_end(folder: Path) -> None:
+    """What OpenVINO's tokeniser reads by itself, if it is there."""
+    (folder / "special_tokens_map.json").symlink_to("/dev/zero")
+
+
+def a_comment_as_long_as_a_graph(folder: Path) -> None:
+    """Which a parser would look at again with every piece of it that comes: 200 MB of it took 35 s."""
+    graph = (folder / "openvino_model.xml").read_bytes()
+    long = b"<layers><!--" + b"a" * (150 << 20) + b"-->"
+    (folder / "openvino_model.xml").write_bytes(graph.replace(b"<layers>", long, 1))
+
+
 def config_of(**values: object) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / "config.json"
@@ -202,6 +221,9 @@ HOSTILE = {
     "negative offset": negative_offset,
     "no tokenizer": no_tokenizer,
     "no config": no_config,
+    "a pipe": a_template_that_nobody_writes,
+    "a device": a_map_without_end,
+    "a long comment": a_comment_as_long_as_a_graph,
     "config of nothing": config_that_is_none,
     "no window": config_of(max_position_embeddings=0),
     "absurd window": config_of(max_position_embeddings=10**30),
@@ -240,7 +262,36 @@ def unknown_operation(folder: Path) -> None:
     rewrite(folder, b'type="ScaledDotProductAttention"', b'type="MadeUpAttention"')
 
 
-@pytest.mark.parametrize("damage", [not_a_language_model, tokens_nowhere, foreign_tokenizer, unknown_operation])
+def sliced(folder: Path, kind: str, axis: int) -> None:
+    """Only 300 of 2,048 tokens stand in the table of embeddings, or in that before the logits."""
+    import openvino
+
+    model = openvino.Core().read_model(folder / "openvino_model.xml")
+    nodes = [node for node in model.get_ordered_ops() if node.get_type_name() == kind]
+    if kind == "Gather":
+        port = next(node.input(0) for node in nodes if node.input_value(0).get_partial_shape().rank.get_length() == 2)
+    else:
+        port = model.output("logits").get_node().input(0)
+    numbers = (numpy.array([number], numpy.int64) for number in (0, 300, 1, axis))
+    port.replace_source_output(openvino.opset13.slice(port.get_source_output(), *numbers).output(0))
+    model.validate_nodes_and_infer_types()
+    openvino.save_model(model, folder / "new.xml", compress_to_fp16=False)
+    for end in ("xml", "bin"):
+        os.replace(folder / f"new.{end}", folder / f"openvino_model.{end}")
+
+
+def fewer_embeddings(folder: Path) -> None:
+    sliced(folder, "Gather", 0)
+
+
+def fewer_logits(folder: Path) -> None:
+    sliced(folder, "Result", 2)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [not_a_language_model, tokens_nowhere, foreign_tokenizer, unknown_operation, fewer_embeddings, fewer_logits],
+)
 async def test_what_only_the_engine_can_see_is_its_typed_error(
     node: Node, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:

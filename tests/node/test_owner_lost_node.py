@@ -28,7 +28,7 @@ SERVE = """
 import asyncio, os, signal, sys, threading
 from pathlib import Path
 from modeld.errors import ModeldError
-from modeld.node.node import NodeConfig
+from modeld.node.config import NodeConfig
 from modeld.transport import host
 
 def hang(*_):

@@ -23,7 +23,8 @@ from modeld.errors import (
     StaleEpochError,
 )
 from modeld.node import session_files, session_keeper, slot
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.node.session_files import Change, SessionFiles, SessionHeader
 from modeld.session import Manifest, ModelRef, Session, SessionConfig
 from modeld.types import DecodeOptions, Message, Receipt

@@ -11,13 +11,14 @@ import psutil
 import pytest
 
 from modeld.errors import CapacityError, EngineCrashedError, LeaseLostError, NodeError, NotSupportedError
-from modeld.node import node as node_module
+from modeld.node import loader as loader_module
 from modeld.node import texts as texts_module
 from modeld.node.backends import ConfiguredBackend
 from modeld.node.capacity import MemoryState, make_plan, reserve_bytes
+from modeld.node.config import NodeConfig
 from modeld.node.gateway import Gateway
 from modeld.node.gguf import read_header
-from modeld.node.node import Node, NodeConfig
+from modeld.node.node import Node
 from modeld.node.side_plan import embed_plan, vocabulary_plan
 from modeld.node.store import bundled_path
 from modeld.session import ModelRef, NodeStatus, SideStatus
@@ -158,7 +159,7 @@ async def test_a_model_to_chat_with_is_not_refused_for_vectors_that_nobody_waits
     total = 8 << 30
     least = make_plan(header, request=512, kv_type="f16", free=0, total=total, sequences=64, most=512).required
     tight = MemoryState(reserve_bytes(total) + least + (8 << 20), total)
-    monkeypatch.setattr(node_module, "free_memory", lambda: tight)
+    monkeypatch.setattr(loader_module, "free_memory", lambda: tight)
     await node.load("tiny")
     status = await node.status()
     assert (status.model, status.sides) == ("tiny", ())

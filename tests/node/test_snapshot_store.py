@@ -17,7 +17,8 @@ import pytest
 
 from modeld.errors import ManifestMismatchError, ModeldError, SessionBusyError, SnapshotNotFoundError, StorageError
 from modeld.node import snapshots
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.session import Session, SessionConfig, SnapshotInfo
 from modeld.session.snapshot_file import MAGIC, SnapshotCheck, frame_of
 from modeld.types import DecodeOptions, Message

@@ -143,6 +143,8 @@ def test_a_missing_model_names_those_that_are_there(root: Path) -> None:
         with pytest.raises(ModelNotFoundError, match="Installed: b, tiny") as caught:
             store.resolve(ref)
         assert caught.value.details["installed"] == ["b", "tiny"]
+    with pytest.raises(ModelNotFoundError, match=r"folder without openvino_model\.xml; `modeld import`"):
+        store.resolve(ModelRef(path=str(root)))
     os.mkfifo(root / "models" / "pipe.gguf")
     with pytest.raises(ModelNotFoundError):
         store.resolve(ModelRef(path=str(root / "models" / "pipe.gguf")))

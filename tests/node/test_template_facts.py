@@ -9,8 +9,9 @@ import pytest
 
 from modeld.cli.models import _template_facts
 from modeld.errors import NotSupportedError
+from modeld.node.config import NodeConfig
 from modeld.node.facts_book import MAX_MODELS, NAME, FactsBook, declared
-from modeld.node.node import Node, NodeConfig
+from modeld.node.node import Node
 from modeld.session import SessionConfig
 from modeld.template_facts import TemplateFacts
 from modeld.types import DecodeOptions, FunctionTool, Message, Tool

@@ -4,11 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.session import SessionConfig
-from modeld.types import Message
+from modeld.types import DecodeOptions, Message
 
 pytestmark = pytest.mark.anyio
+
+GREEDY = DecodeOptions(temperature=0)
+"""The same answers each time: how long they are decides what leaves first."""
 
 
 async def test_what_left_the_engine_is_in_ram_or_in_files(tmp_path: Path) -> None:
@@ -16,7 +20,7 @@ async def test_what_left_the_engine_is_in_ram_or_in_files(tmp_path: Path) -> Non
     try:
         for number in range(8):
             session = await node.open_session("fake", SessionConfig(name=str(number)))
-            await session.turn([Message("user", f"{number} " + "river stone " * 30)]).join()
+            await session.turn([Message("user", f"{number} " + "river stone " * 30)], options=GREEDY).join()
         infos = {info.name: info for info in await node.sessions()}
         here = [info for info in infos.values() if info.hot]
         left = [info for info in infos.values() if not info.hot]

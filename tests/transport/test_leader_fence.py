@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from modeld.errors import StaleEpochError, StaleGenerationError
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.session import EmbedInput, ModelRef, SessionConfig, SessionHandle
 from modeld.transport.convert import to_bytes
 from modeld.transport.errors import from_rpc

@@ -12,8 +12,8 @@ import pytest
 from modeld import sync
 from modeld.errors import NodeUnreachableError, RefusedError
 from modeld.node.backends import ConfiguredBackend
+from modeld.node.config import NodeConfig
 from modeld.node.gateway import Gateway
-from modeld.node.node import NodeConfig
 from modeld.node.owner import OwnerLease
 from modeld.node.record import socket_path
 from modeld.transport.grpc.server import GrpcServer

@@ -14,8 +14,8 @@ from msgspec import structs
 from modeld.client import connect
 from modeld.errors import AuthenticationError, BackendUnavailableError, RateLimitError
 from modeld.node.backends import ConfiguredBackend
+from modeld.node.config import NodeConfig
 from modeld.node.gateway import Gateway
-from modeld.node.node import NodeConfig
 from modeld.testing.openai import FakeOpenAI
 from modeld.testing.server import Answer, Fault
 from modeld.transport.host import HostConfig, hosted

@@ -314,8 +314,8 @@ class _Reader:
         value: Number = struct.unpack(code, self.take(struct.calcsize(code), what))[0]
         return value
 
-    def array(self, what: str) -> tuple[int, tuple[Number, ...] | None]:
-        """Its length, and its elements where they are numbers and few."""
+    def array(self, what: str, most: int) -> tuple[int, tuple[Number, ...] | None]:
+        """Its length, and its elements where they are numbers and at most so many."""
         kind, count = self.u32(what), self.u64(what)
         if kind == _STRING:
             self.skip_strings(count, what)
@@ -323,24 +323,25 @@ class _Reader:
         if kind not in _SCALARS:
             raise _Bad(f"{what} is an array of {'arrays' if kind == _ARRAY else f'unknown type {kind}'}")
         size = count * struct.calcsize("<" + _SCALARS[kind])
-        if count > MAX_KEPT_ARRAY:
+        if count > most:
             self.skip(size, what)
             return count, None
         self._numbers += count
         if self._numbers > MAX_KEPT_NUMBERS:
-            raise _Bad(f"its short arrays hold more than {MAX_KEPT_NUMBERS} numbers")
+            raise _Bad(f"the arrays that are kept hold more than {MAX_KEPT_NUMBERS} numbers")
         return count, struct.unpack(f"<{count}{_SCALARS[kind]}", self.take(size, what))
 
 
-def read_header(path: Path) -> GGUFHeader:
+def read_header(path: Path, *, keep: frozenset[str] = frozenset()) -> GGUFHeader:
     """Read and check the header of a GGUF file, version 2 or 3, little-endian.
 
     Reads the header alone, in bounded memory (below 150 MB) and time (about a second for the worst file). Guarantees
     that the tensors' data lies inside the file; says nothing about what the data is. Blocks on the disk.
 
+    :param keep: keys whose arrays of numbers are kept whatever their length, up to 1,048,576.
     :raises InvalidModelError: anything is wrong with the file; ``path`` and ``reason`` tell what.
     """
-    return _checked(path, "a model", _check_header)
+    return _checked(path, "a model", _check_header, keep)
 
 
 def read_adapter_header(path: Path) -> GGUFHeader:
@@ -351,14 +352,16 @@ def read_adapter_header(path: Path) -> GGUFHeader:
     return _checked(path, "an adapter", lambda header: None)
 
 
-def _checked(path: Path, use: str, check: Callable[[GGUFHeader], None]) -> GGUFHeader:
+def _checked(
+    path: Path, use: str, check: Callable[[GGUFHeader], None], keep: frozenset[str] = frozenset()
+) -> GGUFHeader:
     try:
         # Without O_NONBLOCK, opening a named pipe would wait for its writer.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
             info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode):
                 raise _Bad("it is not a regular file")
-            header = _read(_Reader(file, info.st_size), info.st_size)
+            header = _read(_Reader(file, info.st_size), info.st_size, keep)
             check(header)
             return header
     except _Bad as error:
@@ -368,7 +371,7 @@ def _checked(path: Path, use: str, check: Callable[[GGUFHeader], None]) -> GGUFH
     raise InvalidModelError(f"{path} cannot be used as {use}: {reason}.", path=str(path), reason=reason)
 
 
-def _read(reader: _Reader, size: int) -> GGUFHeader:
+def _read(reader: _Reader, size: int, keep: frozenset[str]) -> GGUFHeader:
     if reader.take(4, "the magic") != b"GGUF":
         raise _Bad("it does not begin with the magic bytes GGUF")
     version = reader.u32("the version")
@@ -379,7 +382,7 @@ def _read(reader: _Reader, size: int) -> GGUFHeader:
     tensor_count, key_count = reader.u64("the tensor count"), reader.u64("the key count")
     if tensor_count > MAX_TENSORS or key_count > MAX_KEYS:
         raise _Bad(f"it claims {tensor_count} tensors and {key_count} keys; at most {MAX_TENSORS} of each are read")
-    metadata, lengths, kinds = _metadata(reader, key_count)
+    metadata, lengths, kinds = _metadata(reader, key_count, keep)
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):
         raise _Bad(f"its alignment is {alignment!r:.40}, not a power of two up to {1 << 20}")
@@ -387,7 +390,9 @@ def _read(reader: _Reader, size: int) -> GGUFHeader:
     data_offset = -(-reader.offset // alignment) * alignment
     end = data_offset + tensors[-1].offset + tensors[-1].size if tensors else 0
     if end > size:
-        raise _Bad(f"its tensors end at byte {end}, but the file has {size} bytes: it is cut short")
+        raise _Bad(
+            f"its tensors end at byte {end}, but the file has {size} bytes: it is cut short; copy or download it again"
+        )
     return GGUFHeader(
         version=version,
         metadata=metadata,
@@ -400,7 +405,9 @@ def _read(reader: _Reader, size: int) -> GGUFHeader:
     )
 
 
-def _metadata(reader: _Reader, count: int) -> tuple[dict[str, MetadataValue], dict[str, int], dict[str, int]]:
+def _metadata(
+    reader: _Reader, count: int, keep: frozenset[str]
+) -> tuple[dict[str, MetadataValue], dict[str, int], dict[str, int]]:
     """Values, lengths of arrays, and types."""
     metadata: dict[str, MetadataValue] = {}
     lengths: dict[str, int] = {}
@@ -415,7 +422,7 @@ def _metadata(reader: _Reader, count: int) -> tuple[dict[str, MetadataValue], di
         if kind == _STRING:
             value = reader.string(key)
         elif kind == _ARRAY:
-            lengths[key], value = reader.array(key)
+            lengths[key], value = reader.array(key, MAX_KEPT_NUMBERS if key in keep else MAX_KEPT_ARRAY)
         elif kind in _SCALARS:
             value = reader.scalar(kind, key)
         else:

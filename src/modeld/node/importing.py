@@ -1,23 +1,29 @@
-"""Bringing a model into the data root: a folder with OpenVINO's IR is copied, one of Hugging Face converted first.
+"""Bringing a model into the data root: a GGUF file or a folder with OpenVINO's IR is copied, or IR is made first, of a
+Hugging Face folder or a GGUF file.
 
 Either comes whole or not at all: it is made in a folder beside its place whose name no model can have, checked as the
 node checks every model, flushed, and renamed. A folder that was there stays as it was.
 
-Nothing of a model's own code is run, and nothing is fetched: only ``*.safetensors`` are read, by optimum-intel, in a
-process and an environment of its own (extra ``openvino-convert``, which brings torch).
+Nothing of a model's own code is run, and nothing is fetched. GGUF files are read by OpenVINO GenAI, in a process of its
+own; of folders only ``*.safetensors`` are read, by optimum-intel, in a process and an environment of its own (extra
+``openvino-convert``, which brings torch).
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
+
+import psutil
 
 from modeld.errors import (
     InvalidModelError,
@@ -26,7 +32,10 @@ from modeld.errors import (
     ModelError,
     ModelLoadError,
     ModelNotFoundError,
+    StorageError,
 )
+from modeld.node.from_gguf import convert_gguf
+from modeld.node.gguf import read_header
 from modeld.node.ir import folder_of, ir_files, is_ir, read_ir
 from modeld.node.lockfile import sync_folder
 from modeld.node.store import checked_name
@@ -35,6 +44,11 @@ FORMATS: Final = ("fp16", "fp32", "int8", "int4")
 
 PYTHON: Final = "MODELD_CONVERT_PYTHON"
 """Environment variable: the interpreter of the environment with optimum-intel; by default this one."""
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+_STAGING: Final = ".import-"
+"""Begins the name of a folder in which a model is made; the process follows."""
 
 _LOOK: Final = "import sys; from importlib.util import find_spec as f; sys.exit(not (f('optimum') and f('torch')))"
 _CONVERT: Final = "import sys; from optimum.commands.optimum_cli import main; sys.exit(main())"
@@ -47,46 +61,123 @@ def import_model(
     models: Path,
     name: str = "",
     *,
+    openvino: bool = False,
     weights: str = "fp16",
     python: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """Make ``models/NAME`` from a folder. Blocks; a conversion takes seconds to many minutes.
+    """Make ``models/NAME`` from a folder or a GGUF file. Blocks; a conversion takes seconds to many minutes.
 
-    :param name: by default that of the folder.
-    :param weights: of what is converted, one of :data:`FORMATS`; int8 and int4 change the output.
+    :param name: by default that of the folder, or of the file, with ``-ov`` where IR is made of it.
+    :param openvino: make IR of a GGUF file; else it is copied.
+    :param weights: of what is converted from a folder, one of :data:`FORMATS`; int8 and int4 change the output.
     :param python: of the environment with optimum-intel; by default :data:`PYTHON`, then this one.
-    :param say: is told when a conversion begins.
-    :returns: the new folder.
-    :raises ModelNotFoundError: no such folder. :raises InvalidModelError: it holds neither kind of model, or what came
-        of it cannot be used. :raises InvalidRequestError: the name is none, or is taken.
-    :raises MissingDependencyError: optimum-intel is not in that environment. :raises ModelLoadError: it failed.
-    :raises ModelError: the disk did.
+    :param say: is told when a conversion begins, and what was found out about what came of it.
+    :returns: the new folder or file.
+    :raises ModelNotFoundError: no such folder or file. :raises InvalidModelError: it holds no kind of model, or what
+        came of it cannot be used. :raises InvalidRequestError: the name is none, or is taken.
+    :raises MissingDependencyError: optimum-intel is not in that environment, or OpenVINO is not in this one.
+    :raises ModelLoadError: it failed. :raises StorageError: the disk is full. :raises ModelError: it failed.
+        Nothing is left of what was begun.
     """
     folder = folder_of(source.expanduser().absolute())
-    if not folder.is_dir():
-        raise ModelNotFoundError(f"There is no folder {folder}.", name=str(folder), installed=[])
-    target = models / checked_name(name or folder.name)
+    # Those of Path fail where a name is too long.
+    if os.path.isfile(folder):
+        return _import_file(folder, models, name, openvino=openvino, say=say)
+    if not os.path.isdir(folder):
+        raise ModelNotFoundError(f"There is no folder and no file {folder}.", name=str(folder), installed=[])
+    target = _free(models, checked_name(name or folder.name))
+    ready = is_ir(folder)
+    with _staging(models, folder, sum(file.stat().st_size for file in ir_files(folder)) if ready else 0) as staging:
+        made = folder if ready else _convert(folder, staging / "made", weights, python, say)
+        _place(made, staging, target, move=made is not folder)
+    return target
+
+
+def _import_file(file: Path, models: Path, name: str, *, openvino: bool, say: Callable[[str], None]) -> Path:
+    if read_header(file).is_split:
+        reason = f"it is one of several files: put all of them into {models}"
+        raise InvalidModelError(f"{file} cannot be imported: {reason}.", path=str(file), reason=reason)
+    if openvino:
+        target = _free(models, checked_name(name or f"{file.stem}-ov"))
+        with _staging(models, file) as staging:
+            say(f"converting {file} with OpenVINO GenAI; that takes seconds")
+            made, found = convert_gguf(file, staging / "made")
+            _place(made, staging, target, move=True)
+            say(found)
+        return target
+    target = _free(models, f"{checked_name(name or file.stem)}.gguf")
+    with _staging(models, file, file.stat().st_size) as staging:
+        copy = staging / target.name
+        shutil.copyfile(file, copy)
+        read_header(copy)
+        _flush(copy)
+        os.rename(copy, target)
+        sync_folder(models)
+    return target
+
+
+def _free(models: Path, name: str) -> Path:
+    target = models / name
     if target.exists():
         raise InvalidRequestError(f"{target} is there already: give another --name, or remove it", parameter="name")
+    return target
+
+
+@contextmanager
+def _staging(models: Path, source: Path, needed: int = 0) -> Iterator[Path]:
+    """A folder that goes when the block is left.
+
+    :param needed: bytes that will be written; 0: nobody knows, as of a conversion.
+    :raises StorageError: the disk is full, or has less than that. :raises ModelError: the disk failed in the block.
+    """
     try:
         models.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=models, prefix=".import-") as staging:
-            made = folder if is_ir(folder) else _convert(folder, Path(staging) / "made", weights, python, say)
-            read_ir(made)
-            whole = Path(staging) / "whole"
-            for file in ir_files(made):
-                copy = whole / file.relative_to(made)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                (shutil.copyfile if made is folder else os.replace)(file, copy)
-                _flush(copy)
-            read_ir(whole)
-            sync_folder(whole)
-            os.rename(whole, target)
-            sync_folder(models)
+        _sweep(models)
+        if needed > shutil.disk_usage(models).free:
+            raise _no_room(models, source, needed)
+        with tempfile.TemporaryDirectory(dir=models, prefix=f"{_STAGING}{os.getpid()}-") as staging:
+            yield Path(staging)
     except OSError as error:
-        raise ModelError(f"{folder} could not be brought to {models}: {error}") from error
-    return target
+        if error.errno in _FULL:
+            raise _no_room(models, source, needed) from error
+        raise ModelError(f"{source} could not be brought to {models}: {error}") from error
+
+
+def _sweep(models: Path) -> None:
+    """Remove what imports left there that were killed. What another one is at stays."""
+    for left in models.glob(f"{_STAGING}*-*"):
+        pid = left.name.removeprefix(_STAGING).partition("-")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _no_room(models: Path, source: Path, needed: int) -> StorageError:
+    """What is told once nothing of it is left there."""
+    free = shutil.disk_usage(models).free
+    wants = f"needs {needed:,} bytes" if needed else "needs more"
+    return StorageError(
+        f"{source} cannot be brought to {models}: the disk has {free:,} bytes free, and it {wants}; nothing was left "
+        "there; make room, or name another --data-root",
+        path=str(models),
+        needed=needed,
+        free=free,
+    )
+
+
+def _place(made: Path, staging: Path, target: Path, *, move: bool) -> None:
+    """Put the files that count at ``target``, once they are checked and flushed."""
+    read_ir(made)
+    whole = staging / "whole"
+    for file in ir_files(made):
+        copy = whole / file.relative_to(made)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        (os.replace if move else shutil.copyfile)(file, copy)
+        _flush(copy)
+    read_ir(whole)
+    sync_folder(whole)
+    os.rename(whole, target)
+    sync_folder(target.parent)
 
 
 def _flush(path: Path) -> None:

@@ -24,7 +24,7 @@ from modeld.thinking import parse_think
 from modeld.types import DecodeOptions, EndPart, Message, Receipt, StreamPart, Tool
 
 if TYPE_CHECKING:
-    from modeld.node.node import Node
+    from modeld.node.bindings import SessionBindings
 
 Status = TypeVar("Status", PrefixStatus, SuffixStatus)
 RequestMaker = Callable[[int, SessionRecord], Turn | Decode]
@@ -49,11 +49,15 @@ class Bound:
 
 
 class NodeSession:
-    """:class:`modeld.session.Session` in the node's own process."""
+    """:class:`modeld.session.Session` in the node's own process.
 
-    def __init__(self, node: Node, handle: SessionHandle) -> None:
-        self._node = node
+    :param opened: the record that was opened for it, and is given back when it is closed.
+    """
+
+    def __init__(self, bindings: SessionBindings, handle: SessionHandle, opened: SessionRecord | None = None) -> None:
+        self._bindings = bindings
         self._handle = handle
+        self._opened = opened
         self._closed = False
 
     @property
@@ -64,7 +68,7 @@ class NodeSession:
     async def ensure_prefix(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> PrefixStatus:
         """See :meth:`modeld.session.Session.ensure_prefix`."""
         self._require_open()
-        async with self._node.bound(self._handle) as bound:
+        async with self._bindings.bound(self._handle) as bound:
             request = Prefix(self._id(bound), bound.record.key, tuple(messages), tuple(tools), CALLER.get())
             return self._follow(bound, await bound.residency.engine.call(request, PrefixStatus))
 
@@ -79,7 +83,7 @@ class NodeSession:
         """See :meth:`modeld.session.Session.prefill_suffix`."""
         self._require_open()
         level = parse_think(think)
-        async with self._node.bound(self._handle, continues=True) as bound:
+        async with self._bindings.bound(self._handle, continues=True) as bound:
             overflow = bound.record.config.overflow(shift, truncate)
             request = Suffix(self._id(bound), bound.record.key, tuple(messages), level, overflow, CALLER.get())
             return self._follow(bound, await bound.residency.engine.call(request, SuffixStatus))
@@ -125,9 +129,9 @@ class NodeSession:
     async def explain(self) -> ContextReport:
         """See :meth:`modeld.session.Session.explain`."""
         self._require_open()
-        if (record := self._node.away(self._handle)) is not None:
+        if (record := self._bindings.away(self._handle)) is not None:
             return record.report()
-        async with self._node.bound(self._handle) as bound:
+        async with self._bindings.bound(self._handle) as bound:
             request = Explain(self._id(bound), bound.record.key)
             report = await bound.residency.engine.call(request, ContextReport)
             return msgspec.structs.replace(
@@ -141,8 +145,8 @@ class NodeSession:
     async def snapshot(self) -> SnapshotInfo:
         """See :meth:`modeld.session.Session.snapshot`."""
         self._require_open()
-        store = self._node.snapshot_store
-        async with self._node.bound(self._handle, continues=True) as bound:
+        store = self._bindings.snapshot_store
+        async with self._bindings.bound(self._handle, continues=True) as bound:
             record, engine = bound.record, bound.residency.engine
             draft, made = await asyncio.to_thread(store.draft), ""
             ref = msgspec.structs.replace(record.ref, path="")
@@ -164,43 +168,46 @@ class NodeSession:
     async def restore(self, snapshot_id: str) -> PrefixStatus:
         """See :meth:`modeld.session.Session.restore`."""
         self._require_open()
-        path = await asyncio.to_thread(self._node.snapshot_store.find, snapshot_id)
-        async with self._node.bound(self._handle) as bound:
+        path = await asyncio.to_thread(self._bindings.snapshot_store.find, snapshot_id)
+        async with self._bindings.bound(self._handle) as bound:
             request = Restore(self._id(bound), bound.record.key, str(path), snapshot_id)
             return self._follow(bound, await bound.residency.engine.call(request, PrefixStatus))
 
     async def fork(self, name: str, *, workspace: str = "") -> NodeSession:
         """See :meth:`modeld.session.Session.fork`."""
         self._require_open()
-        async with self._node.bound(self._handle, continues=True) as bound:
-            target, fresh = await self._node.branch(bound, name, workspace or self._handle.workspace)
+        async with self._bindings.bound(self._handle, continues=True) as bound:
+            target, fresh = await self._bindings.branch(bound, name, workspace or self._handle.workspace)
             try:
                 await bound.residency.engine.call(Fork(self._id(bound), bound.record.key, target.key), type(None))
             except BaseException:
                 if fresh:
-                    self._node.forget(target, bound.residency)
+                    self._bindings.forget(target, bound.residency)
                 raise
             handle = msgspec.structs.replace(
                 self._handle,
                 workspace=target.config.workspace,
                 name=target.config.name,
                 generation=bound.residency.generation,
-                epoch=self._node.epoch,
+                epoch=self._bindings.epoch,
             )
-            return NodeSession(self._node, handle)
+            return NodeSession(self._bindings, handle)
 
     async def close(self) -> None:
-        """See :meth:`modeld.session.Session.close`."""
+        """See :meth:`modeld.session.Session.close`. In the node's own process an unused session is forgotten."""
         self._closed = True
+        record, self._opened = self._opened, None
+        if record is not None:
+            self._bindings.give_back(record)
 
     @property
-    def node(self) -> Node:
-        """The node that the session is on."""
-        return self._node
+    def bindings(self) -> SessionBindings:
+        """Those of the node that the session is on."""
+        return self._bindings
 
     def saw(self, generation: int) -> None:
         """A call ended on this generation."""
-        self._handle = msgspec.structs.replace(self._handle, generation=generation, epoch=self._node.epoch)
+        self._handle = msgspec.structs.replace(self._handle, generation=generation, epoch=self._bindings.epoch)
 
     def _id(self, bound: Bound) -> int:
         return bound.residency.engine.next_id()
@@ -270,7 +277,7 @@ class NodeStream(CancellableStream):
         return [self._cancelled] if self._cancelled is not None else []
 
     def _begin(self) -> Coroutine[None, None, EngineStream]:
-        return self._session.node.start_stream(self._session, self._request, continues=self._continues)
+        return self._session.bindings.start_stream(self._session, self._request, continues=self._continues)
 
     async def _start(self) -> EngineStream:
         """Wait for the model, then ask. In a task of its own, so that a cancel can end the wait."""

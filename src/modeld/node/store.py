@@ -212,6 +212,9 @@ class ModelStore:
                 raise InvalidRequestError(f"A model's path must be absolute, not {ref.path!r}.", parameter="path")
             if os.path.isfile(path) or is_ir(path):
                 return name or checked_name(_stem(path)), path
+            if not name and path.is_dir():
+                hint = "`modeld import` makes a model of a Hugging Face one"
+                raise self._not_found(f"{path} is a folder without openvino_model.xml; {hint}.", ref.path)
             if not name:
                 raise self._not_found(f"There is no model file {path}.", ref.path)
         if name == BUNDLED_NAME and ref.type != "openvino":

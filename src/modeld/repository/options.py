@@ -54,7 +54,7 @@ def refused(note: str) -> Rule:
 
 
 def make_rules(**rules: Rule) -> Rules:
-    """The rules of one wire, complete. Of ``strict_tools`` and ``text_formats`` the default is an error.
+    """The rules of one wire, complete. Of what few backends have the default is an error.
 
     :raises InvalidRequestError: an option has no rule, or a rule no option.
     """
@@ -63,6 +63,8 @@ def make_rules(**rules: Rule) -> Rules:
         "timeout": Rule("mapped", "", "a deadline on this side; the request is closed when it passes"),
         "strict_tools": refused("arguments are what the model writes"),
         "text_formats": refused("a response format is JSON"),
+        "prompt_cache": refused("its cache is not asked for: it has none, or keeps by itself what it keeps"),
+        "prompt_cache_key": refused("it has no such key"),
         **rules,
     }
     if full.keys() != wanted:

@@ -21,7 +21,7 @@ from modeld.thinking import parse_think
 from modeld.types import ChatConfig, DecodeOptions, Message, Tool
 
 if TYPE_CHECKING:
-    from modeld.session.contract import ModelService, PartStream
+    from modeld.session.contract import ModelService, PartStream, Session
 
 SESSION_TTL: Final = 3600.0
 """Seconds after its last turn when a node forgets a conversation: nobody else ever closes it."""
@@ -39,20 +39,32 @@ async def one_turn(
 ) -> AsyncIterator[PartStream]:
     """The answer to ``messages`` on the session that is named, which is opened for it. Leaving early cancels it.
 
+    The session is closed at the end: in its node's own process one whose only calls were refused is forgotten.
+
     :raises InvalidRequestError: as :func:`decode_options`. :raises ModeldError: as ``open_session`` of the service.
     """
     options = decode_options(config)
+    async with opened_for_call(service, ref, session) as opened:
+        asked = opened.turn(
+            messages,
+            tools=_tools(config),
+            think=parse_think(config.think),
+            options=options,
+            shift=config.shift,
+            truncate=config.truncate,
+        )
+        async with asked as parts:
+            yield parts
+
+
+@asynccontextmanager
+async def opened_for_call(service: ModelService, ref: ModelRef, session: SessionConfig) -> AsyncIterator[Session]:
+    """The session that is named, opened for the body. :raises ModeldError: as ``open_session`` of the service."""
     opened = await service.open_session(ref, session)
-    asked = opened.turn(
-        messages,
-        tools=_tools(config),
-        think=parse_think(config.think),
-        options=options,
-        shift=config.shift,
-        truncate=config.truncate,
-    )
-    async with asked as parts:
-        yield parts
+    try:
+        yield opened
+    finally:
+        await opened.close()
 
 
 def decode_options(config: ChatConfig) -> DecodeOptions:

@@ -17,8 +17,9 @@ from msgspec import Struct
 
 from modeld._version import __version__
 from modeld.errors import LeaseLostError, ModeldError
+from modeld.node.config import NodeConfig
 from modeld.node.gateway import Gateway, RepositoryService
-from modeld.node.node import Node, NodeConfig
+from modeld.node.node import Node
 from modeld.node.owner import OwnerLease, keep
 from modeld.node.record import OwnerRecord, socket_path
 from modeld.node.store import serves_openvino
@@ -178,6 +179,7 @@ def _stop_on_signal(stopping: asyncio.Event) -> None:
 
     def stop() -> None:
         stopping.set()
+        log.info("ending: running calls have %g s, a second signal ends them at once", DRAIN_SECONDS)
         for number in numbers:
             loop.remove_signal_handler(number)
             # The kernel's own: it needs no loop that still turns.

@@ -34,6 +34,8 @@ LOST: Final = (NodeUnreachableError, LeaseLostError)
 
 _HELLO_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.05
+_STARTING_SECONDS: Final = 10.0
+"""How long somebody who waits for no successor waits for an owner without an address, which is starting."""
 
 T = TypeVar("T")
 
@@ -142,10 +144,11 @@ class Route:
             task.exception()  # everybody who asked may have left
 
     async def _find(self, lost: RemoteNode | None, seconds: float, *, wait: bool) -> RemoteNode:
-        end = time.monotonic() + seconds
+        began = time.monotonic()
+        end = began + seconds
         error: NodeError
         while True:
-            left = max(end - time.monotonic(), _POLL_SECONDS)
+            left, starting = max(end - time.monotonic(), _POLL_SECONDS), False
             try:
                 node = await self._dial(lost, min(left, _HELLO_SECONDS) if wait else seconds)
                 break
@@ -155,7 +158,8 @@ class Route:
                     await self._starter.start()
             except NodeUnreachableError as silent:
                 error = silent  # it is starting, taking over, or going
-            if not wait or time.monotonic() > end:
+                starting = not silent.details.get("endpoint") and time.monotonic() - began < _STARTING_SECONDS
+            if not (wait or starting) or time.monotonic() > end:
                 raise error
             # Many clients lose an owner at the same moment.
             await asyncio.sleep(_POLL_SECONDS * random.uniform(0.5, 1))

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 from modeld.http.door import HttpConfig, HttpDoor
-from modeld.node.node import NodeConfig
+from modeld.node.config import NodeConfig
 from modeld.transport.host import HostConfig, hosted
 from modeld.transport.security import read_token
 

@@ -6,6 +6,26 @@ import zlib
 from typing import Any
 
 import schemathesis
+from hypothesis import strategies
+from schemathesis.core.errors import InvalidSchema
+from schemathesis.generation.jsonschema import strategy
+
+_repeated: Any = strategy._repeated
+
+
+def _repeated_or_nothing(*arguments: Any, **options: Any) -> Any:
+    """No array, where nothing can be in it.
+
+    While schemathesis (4.32.5) builds a schema that refers to itself it does not ask whether an element has any value,
+    and where it has none the whole operation ends with a schema error. Other branches of the schema may have some.
+    """
+    try:
+        return _repeated(*arguments, **options)
+    except InvalidSchema:
+        return strategies.nothing()
+
+
+strategy._repeated = _repeated_or_nothing
 
 
 @schemathesis.hook

@@ -16,7 +16,8 @@ import openai
 import pytest
 
 from modeld.http.door import HttpConfig, HttpDoor
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.transport.host import HostConfig, hosted
 from modeld.transport.security import read_token
 

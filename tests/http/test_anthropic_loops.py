@@ -5,6 +5,7 @@ As in ``test_agent_loops`` what each call must compute at least is counted from 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import anthropic
@@ -175,7 +176,9 @@ async def test_a_header_that_changes_is_shown_blamed_and_no_new_conversation(
 
 async def test_a_user_is_a_workspace_whatever_the_id_looks_like(open_site: Opened) -> None:
     site: Site = await open_site()
-    ids = ("ann", '{"device_id":"' + "f" * 250 + '"}', "a\nb")
+    claudes = f"user_{'f' * 64}_account__session_{'0' * 8}-1111-4222-8333-444444444444"
+    names = ("ann", "a.b-c_1@example.org", "n" * 64)
+    ids = (*names, claudes, '{"device_id":"' + "f" * 250 + '"}', '{"id":1}', "a\nb", "é", "n" * 65, "../x")
     async with site.claude() as claude:
         for id in ids:
             for start in ("one", "two"):
@@ -189,7 +192,7 @@ async def test_a_user_is_a_workspace_whatever_the_id_looks_like(open_site: Opene
             extra_headers={"x-modeld-session": "mine"},
         )
     sessions = await site.node.sessions()
-    assert len(sessions) == 7
-    scopes = {session.workspace for session in sessions}
-    assert {"ann", "default"} < scopes
-    assert sum(scope.startswith("user-") for scope in scopes) == 2
+    assert len(sessions) == 2 * len(ids) + 1
+    scopes = {session.workspace for session in sessions} - {"default", *names}
+    assert len(scopes) == len(ids) - len(names)
+    assert all(re.fullmatch("user-[0-9a-f]{32}", scope) for scope in scopes)

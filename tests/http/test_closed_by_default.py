@@ -80,6 +80,16 @@ async def test_a_token_in_the_address(site: Site, web: httpx2.AsyncClient, name:
     assert refusal(await web.get("/v1/models", params={name: site.token})) == (400, "token_in_url")
 
 
+@pytest.mark.parametrize("query", ["&" * 200, "a=b&" * 200])
+async def test_an_address_with_many_fields_is_no_failure_of_the_node(
+    site: Site, query: str, logged: Callable[[], str]
+) -> None:
+    async with httpx2.AsyncClient(base_url=site.url) as stranger:
+        assert refusal(await stranger.get(f"/health?{query}")) == (400, "invalid_value")
+    assert "Traceback" not in logged()
+    assert "failed inside the node" not in logged()
+
+
 @pytest.mark.parametrize(
     "host",
     [
@@ -137,6 +147,9 @@ async def test_a_preflight(site: Site) -> None:
         asked = {"origin": "https://evil.example", "access-control-request-method": "POST"}
         assert refusal(await browser.options("/v1/chat/completions", headers=asked)) == (403, "forbidden_origin")
         assert refusal(await browser.options("/v1/chat/completions")) == (403, "forbidden_origin")
+        for headers in (asked, {"origin": "https://evil.example"}):
+            refused = await browser.request("OPTIONS" if len(headers) > 1 else "GET", "/v1/models", headers=headers)
+            assert "--http-origin" in refused.json()["error"]["message"]
 
 
 async def test_a_configured_origin_may_call_and_nobody_else(open_site: Callable[..., Any]) -> None:
@@ -360,6 +373,35 @@ async def test_the_token_is_in_no_log_and_no_answer(site: Site, logged: Callable
     assert "request" in logged()
 
 
+async def test_the_log_says_why_a_request_was_refused(
+    site: Site, web: httpx2.AsyncClient, logged: Callable[[], str]
+) -> None:
+    body = {"model": "fake", "messages": [{"role": "user", "content": "x"}]}
+    for field in ("logit_bias", "with blanks in it", site.token):
+        assert (await web.post("/v1/chat/completions", json=body | {field: 1})).status_code == 400
+    await web.get("/nothing/of-this", headers={"authorization": "Bearer other"})
+    assert "POST /v1/chat/completions 400 unsupported_parameter (logit_bias) in" in logged()
+    assert "POST /v1/chat/completions 400 unknown_parameter in" in logged()
+    assert "GET (no route) 401 token_wrong in" in logged()
+    for secret in ("with blanks", site.token, "of-this"):
+        assert secret not in logged()
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("/chat/completions", "/v1/chat/completions: end the client's base URL with /v1"),
+        ("/v1/v1/messages", "/v1/messages: leave /v1 off the client's base URL"),
+        ("/v1/chat/completion", "GET /openapi.json lists all"),
+        ("/v1/v1/nothing", "GET /openapi.json lists all"),
+    ],
+)
+async def test_a_base_url_that_is_off_by_v1_is_told(web: httpx2.AsyncClient, asked: str, meant: str) -> None:
+    refused = await web.post(asked, json={})
+    assert refused.status_code == 404
+    assert refused.json()["error"]["message"].endswith(meant)
+
+
 async def test_a_request_id_goes_through(web: httpx2.AsyncClient, logged: Callable[[], str]) -> None:
     answer = await web.get("/v1/models/nobody", headers={"x-request-id": "trace-42.a_b"})
     assert answer.headers["x-request-id"] == "trace-42.a_b"
@@ -411,3 +453,29 @@ async def test_more_connections_than_are_held(site: Site, monkeypatch: pytest.Mo
             writer.close()
     await asyncio.sleep(0.05)
     assert status(await site.raw(head(site, "/health", more="connection: close\r\n"))) == 200
+
+
+LONG = "\x7f" * (1 << 20)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"stop": LONG},
+        {"stop": [LONG[:1000]] * 1000},
+        {"tools": [{"type": "function", "function": {"name": "f", "description": LONG}}] * 2},
+        {"think": LONG},
+        {"tool_choice": {"type": "function", "function": {"name": LONG}}},
+        {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [
+            {"type": "function", "function": {"name": LONG}}]}}},
+        {"reasoning_effort": LONG},
+        {LONG: 1},
+        {"messages": [{"role": LONG, "content": "x"}]},
+        {"prompt_cache_key": "\u00e9" * 100, "max_tokens": 10**30},
+    ],
+)  # fmt: skip
+async def test_what_is_refused_does_not_come_back_whole(web: httpx2.AsyncClient, odd: dict[str, Any]) -> None:
+    answer = await web.post("/v1/chat/completions", json=CHAT | odd)
+    assert answer.status_code == 400
+    assert len(answer.content) < 10_000
+    assert answer.json()["error"]["param"], "the field is named"

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import httpx2
 import pytest
 
 from modeld.http import pages
+from modeld.node import capacity, ir
+from modeld.session.values import SessionConfig
+from support.engines import TINY_IR
 
 from .conftest import Opened, Site
 
@@ -46,6 +51,7 @@ async def test_people_can(open_site: Opened, name: str) -> None:
     if missing := await asyncio.to_thread(lacking):
         pytest.fail(f"the console cannot be tested: {missing}")
     site = await open_site()
+    shutil.copytree(TINY_IR, site.root / "models" / TINY_IR.name)
     process = await asyncio.create_subprocess_exec(
         *("node", str(SCENARIOS), name, site.url),
         env=os.environ | {"MODELD_TOKEN": site.token, "NODE_PATH": str(ROOT / ".venv" / "browser" / "node_modules")},
@@ -72,6 +78,14 @@ async def test_the_page_comes_with_its_policy_and_without_a_token(site: Site) ->
             assert (await stranger.get(path)).status_code in (401, 404)
         assert (await stranger.get("/", headers={"host": "rebound.example"})).status_code == 403
         assert (await stranger.post("/", json={})).status_code == 405
+
+
+def test_what_is_offered_for_kv_is_what_the_node_takes() -> None:
+    script = (ROOT / "src" / "modeld" / "http" / "console" / "console.js").read_text()
+    (line,) = re.findall(r"^const KV_TYPES = \{ llama: (\[.*?\]), openvino: (\[.*?\]) \};$", script, re.MULTILINE)
+    for offered, taken in zip(map(json.loads, line), (capacity.KV_TYPES, ir.KV_TYPES), strict=True):
+        assert offered[0] == SessionConfig().kv_type
+        assert set(offered) == set(taken)
 
 
 def test_what_writes_markup_is_not_used() -> None:

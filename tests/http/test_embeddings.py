@@ -121,7 +121,11 @@ async def test_documents_in_the_order_of_their_scores(site: Site, web: httpx2.As
     for change, param in (({"top_n": 0}, "top_n"), ({"documents": []}, "documents"), ({"query": ""}, "query")):
         refused = await web.post("/v1/rerank", json=asked | change)
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
-    assert (await web.post("/v1/rerank", json=asked | {"model": "tiny"})).status_code == 400
+    # What a model cannot do is about the model: neither route has a field `rerank` or `embeddings`.
+    vectors = {"model": "ranks", "input": "a"}
+    for route, wrong in (("/v1/rerank", asked | {"model": "tiny"}), ("/v1/embeddings", vectors)):
+        refused = await web.post(route, json=wrong)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "model")
 
 
 def test_every_field_of_the_vendor_is_known() -> None:

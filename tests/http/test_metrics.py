@@ -63,6 +63,29 @@ async def test_requests_and_tokens_add_up(site: Site, web: httpx2.AsyncClient) -
         assert now(f"modeld_http_{name}_seconds_count") > before(f"modeld_http_{name}_seconds_count")
 
 
+async def test_who_was_not_let_in_is_counted_under_the_route_and_strangers_under_none(
+    site: Site, web: httpx2.AsyncClient
+) -> None:
+    """A path from outside is no label: each would be a line for ever."""
+    before = await scraped(web)
+    wrong = {"authorization": "Bearer wrong"}
+    await web.post("/v1/chat/completions", json=chat("x"), headers=wrong)
+    await web.post("/v1/chat/completions", json=chat("x"), headers={"host": "evil.example"})
+    await web.get("/v1/models/some/name", headers=wrong)
+    for path in ("/one", "/two/v1/models", "/v1/chat/completions/"):
+        await web.get(path, headers=wrong)
+    now = await scraped(web)
+    expected = {
+        ("POST /v1/chat/completions", "401"): 1,
+        ("POST /v1/chat/completions", "403"): 1,
+        ("GET /v1/models/{id:path}", "401"): 1,
+        ("GET (no route)", "401"): 3,
+    }
+    name = "modeld_http_requests_total"
+    for (route, status), count in expected.items():
+        assert now(name, route=route, status=status) - before(name, route=route, status=status) == count, route
+
+
 async def test_the_nodes_numbers_are_those_of_its_status(site: Site, web: httpx2.AsyncClient) -> None:
     session = await site.node.open_session("fake", SessionConfig(name="not over HTTP"))
     await session.turn([Message("user", "hello")]).join()

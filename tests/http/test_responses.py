@@ -384,8 +384,9 @@ async def test_a_failure_in_the_middle_is_the_vendors_event(
         await sdk.responses.create(model="fake", input="!fail")
     monkeypatch.setattr(sse, "HEADERS_SECONDS", 0)
     events = [event async for event in await sdk.responses.create(model="fake", input="!fail", stream=True)]
-    assert [event.type for event in events] == ["response.created", "response.in_progress", "error"]
-    EVENTS.validate_python(events[-1].to_dict(mode="json"), strict=True)
+    assert [event.type for event in events] == ["response.created", "response.in_progress", "error", "response.failed"]
+    for event in events[-2:]:
+        EVENTS.validate_python(event.to_dict(mode="json"), strict=True)
 
 
 def written(*parts: Any) -> tuple[list[Any], dict[str, Any]]:
@@ -449,3 +450,30 @@ def test_every_field_of_the_vendor_is_known() -> None:
     vendors = (ResponseCreateParamsBase, ResponseCreateParamsNonStreaming, ResponseCreateParamsStreaming)
     known = {name for params in vendors for name in params.__annotations__}
     assert known <= set(ResponsesRequest.__struct_fields__)
+
+
+async def test_what_codex_sends_is_taken(web: httpx2.AsyncClient) -> None:
+    """By its source: for a model that it does not know, with web search and subagents off (`modeld launch codex`)."""
+    body = {
+        "model": "tiny",
+        "instructions": "You are a coding agent.",
+        "input": [
+            {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "Be short."}]},
+            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Count to 3."}]},
+        ],
+        "tools": [WEATHER | {"strict": False}],
+        "tool_choice": "auto",
+        "parallel_tool_calls": False,
+        "reasoning": None,
+        "store": False,
+        "stream": True,
+        "include": [],
+        "prompt_cache_key": "0199a213-81c0-7800-8aa1-bbab2a035a53",
+        "client_metadata": {"x-codex-installation-id": "0199a213"},
+    }
+    answer = await web.post("/v1/responses", json=body)
+    assert answer.status_code == 200, answer.text
+    assert "response.completed" in answer.text
+    searching = await web.post("/v1/responses", json=body | {"tools": [{"type": "web_search"}]})
+    assert searching.status_code == 400
+    assert searching.json()["error"]["message"] == "tools[0].type: 'web_search' is none of 'function', 'namespace'"

@@ -8,6 +8,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from modeld.session.values import SessionConfig
+
 from .conftest import Opened, Site
 
 pytestmark = pytest.mark.anyio
@@ -50,6 +52,16 @@ async def test_a_header_names_exactly_one_that_other_clients_find(fresh: Site) -
     await ask(fresh, "quite another", headers={"x-modeld-session": "mine"}, metadata={"session_id": "not this"})
     await ask(fresh, "more", metadata={"session_id": "yours"}, prompt_cache_key="k")
     assert await names(fresh) == {("default", "mine"), ("default", "yours")}
+
+
+async def test_of_two_names_none_is_chosen(fresh: Site) -> None:
+    async with httpx2.AsyncClient(base_url=fresh.url, timeout=30) as web:
+        headers = [*fresh.headers.items(), ("X-Modeld-Session", "mine"), ("x-modeld-session", "yours")]
+        body = {"model": "fake", "messages": [{"role": "user", "content": "one"}]}
+        answer = await web.post("/v1/chat/completions", json=body, headers=headers)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_value", "x-modeld-session")
+    assert await names(fresh) == set()
 
 
 async def test_a_user_is_a_person_and_no_session(fresh: Site) -> None:
@@ -126,3 +138,44 @@ async def test_who_hears_the_end_of_a_stream_finds_the_session_warm(fresh: Site)
             messages += [{"role": "assistant", "content": said}, {"role": "user", "content": f"turn {turn}"}]
             await stream.close()
     assert len(await names(fresh)) == 1
+
+
+REFUSED: tuple[dict[str, Any], ...] = (
+    {"messages": [{"role": "user", "content": "x" * 40_000}]},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"if": {}}}}},
+)
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-modeld-session": "mine"}])
+async def test_calls_that_are_refused_leave_no_session(fresh: Site, headers: dict[str, str]) -> None:
+    async with httpx2.AsyncClient(base_url=fresh.url, headers=fresh.headers | headers, timeout=30) as web:
+
+        async def refused(route: str, **body: Any) -> None:
+            answer = await web.post(route, json={"model": "fake"} | body)
+            assert answer.status_code == 400, answer.text
+            await fresh.until_idle()
+
+        hello = {"messages": [{"role": "user", "content": "hello"}]}
+        for stream in (False, True):
+            for more in REFUSED:
+                await refused("/v1/chat/completions", **hello | more, stream=stream)
+            await refused("/v1/messages", **REFUSED[0], max_tokens=5, stream=stream)
+            await refused("/v1/responses", input="x" * 40_000, stream=stream)
+            await refused("/v1/completions", prompt="x" * 40_000, stream=stream)
+        # Two at a time on one name: neither of them is the one that made it alone.
+        await asyncio.gather(*(refused("/v1/chat/completions", **REFUSED[0]) for _ in range(4)))
+        assert await names(fresh) == set()
+        assert (await web.post("/v1/chat/completions", json={"model": "fake"} | hello)).status_code == 200
+        held = await names(fresh)
+        assert len(held) == 1
+        await refused("/v1/chat/completions", **hello | REFUSED[1])
+        assert await names(fresh) >= held
+
+
+async def test_what_somebody_else_opened_stays(fresh: Site) -> None:
+    """Its class and pin are nowhere else: a refused call by its name must not lose them."""
+    await fresh.node.open_session("fake", SessionConfig(name="mine", session_class="subagent", pin=True))
+    async with httpx2.AsyncClient(base_url=fresh.url, headers=fresh.headers, timeout=30) as web:
+        body = {"model": "fake"} | REFUSED[0]
+        assert (await web.post("/v1/chat/completions", json=body, headers={"x-modeld-session": "mine"})).is_error
+    assert await names(fresh) == {("default", "mine")}

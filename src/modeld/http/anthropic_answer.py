@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
 from modeld.http.anthropic_marks import SIGNATURE, carry, unique_id
-from modeld.http.sse import event
+from modeld.http.sse import COMMENT, event
 from modeld.types import (
     EndPart,
     ErrorPart,
@@ -184,9 +184,9 @@ class Answer(Struct, frozen=True):
     model: str
     blocks: Blocks
 
-    def start(self) -> dict[str, Any]:
-        """The message before anything is known of it: its counts are in the event at its end."""
-        return self._message([], (None, None, None), usage_of(Usage(input=0, output=0)))
+    def start(self, usage: Usage) -> dict[str, Any]:
+        """The message before anything of it. :param usage: what is known of its prompt."""
+        return self._message([], (None, None, None), usage_of(structs.replace(usage, output=0, reasoning=None)))
 
     def whole(self, end: EndPart) -> dict[str, Any]:
         """The message."""
@@ -250,7 +250,10 @@ def usage_of(usage: Usage) -> dict[str, Any]:
 
 
 class Events:
-    """The events of one streamed answer. :param progress: the client asked to hear of it: with the pings."""
+    """The events of one streamed answer. The first has the size of the prompt, and waits until that is known.
+
+    :param progress: the client asked to hear of it: with the pings, and before the first event in comments.
+    """
 
     def __init__(self, answer: Answer, *, progress: bool) -> None:
         self._answer = answer
@@ -260,25 +263,41 @@ class Events:
     def part(self, part: StreamPart) -> bytes:
         """See :class:`modeld.http.sse.Encoder`."""
         events = self._answer.blocks.add(part)
-        if isinstance(part, ProgressPart) and self._progress:
-            events = [{"type": "ping", "modeld": {"progress": part}}]
-        elif isinstance(part, EndPart):
+        if isinstance(part, ProgressPart):
+            return (self._begin(_prompt_of(part)) if _is_sure(part) else b"") + self._told(part)
+        if isinstance(part, EndPart):
             events.append(self._answer.delta(part))
-        return self._begin() + b"".join(map(_named, events))
+            return self._begin(part.usage) + b"".join(map(_named, events))
+        return self._begin(Usage(source="reported")) + b"".join(map(_named, events)) if events else b""
 
     def heartbeat(self) -> bytes:
         """See :class:`modeld.http.sse.Encoder`."""
-        return self._begin() + _named({"type": "ping"})
+        return _named({"type": "ping"}) if self._begun else COMMENT
 
     def end(self) -> bytes:
         """See :class:`modeld.http.sse.Encoder`."""
         return _named({"type": "message_stop"})
 
-    def _begin(self) -> bytes:
+    def _told(self, part: ProgressPart) -> bytes:
+        if not self._progress:
+            return b""
+        body = {"progress": part}
+        return _named({"type": "ping", "modeld": body}) if self._begun else b": " + _encode(body) + b"\n\n"
+
+    def _begin(self, usage: Usage) -> bytes:
         if self._begun:
             return b""
         self._begun = True
-        return _named({"type": "message_start", "message": self._answer.start()})
+        return _named({"type": "message_start", "message": self._answer.start(usage)})
+
+
+def _is_sure(part: ProgressPart) -> bool:
+    """Nothing more can come out of a cache: something was computed behind it."""
+    return part.total > 0 and (part.done > part.cached or part.done == part.total)
+
+
+def _prompt_of(part: ProgressPart) -> Usage:
+    return Usage(input=part.total, cache_read=part.cached, cache_write=part.cache_write, source="reported")
 
 
 def _named(body: Event) -> bytes:

@@ -16,7 +16,8 @@ from msgspec import Struct
 from modeld.errors import InvalidRequestError, NotSupportedError
 from modeld.http.anthropic_marks import carried, is_ours, own_id
 from modeld.http.bodies import check_depth
-from modeld.types import FunctionCall, ImagePart, Message, Role, ToolCall
+from modeld.http.cache_marks import Ephemeral, entry_of, laid_out, mark_of
+from modeld.types import FunctionCall, ImagePart, Message, ToolCall
 
 FAILED: Final = "Error: "
 """Before the result of a tool that failed: a template has no other place for ``is_error``."""
@@ -26,24 +27,26 @@ class Strict(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A field that is not known is refused."""
 
 
-class CacheMark(Strict, frozen=True):
-    """Where a vendor's cache may end. Here every beginning is kept: it is understood, and changes nothing."""
-
-    # Not as the tag: outside of a union msgspec takes an object without one.
-    type: Literal["ephemeral"]
-    ttl: Literal["5m", "1h"] | None = None
-
-
 class _Marked(Strict, frozen=True):
-    cache_control: CacheMark | None = None
+    cache_control: Ephemeral | None = None
 
 
-class Text(_Marked, tag_field="type", tag="text", frozen=True, kw_only=True):
+class AnyText(_Marked, frozen=True, kw_only=True):
     """``parsed_output`` is what the vendor's client makes of an answer, and sends back with it."""
 
     text: str
     citations: list[None] | None = None
     parsed_output: Any = None
+
+
+class Text(AnyText, tag_field="type", tag="text", frozen=True, kw_only=True):
+    """Among other blocks."""
+
+
+class OnlyText(AnyText, frozen=True, kw_only=True):
+    """Where nothing else can stand: there msgspec would not ask for a tag."""
+
+    type: Literal["text"]
 
 
 class _Base64(Strict, frozen=True):
@@ -98,7 +101,7 @@ class ToolResult(_Marked, tag_field="type", tag="tool_result", frozen=True, kw_o
 class System(Strict, tag_field="role", tag="system", frozen=True):
     """Instructions, also in the middle."""
 
-    content: str | list[Text]
+    content: str | list[OnlyText]
 
 
 class User(Strict, tag_field="role", tag="user", frozen=True):
@@ -121,27 +124,28 @@ class Reading(Struct, frozen=True):
     """How messages are to be read.
 
     :param backend: whether a backend's model answers: it may take pictures, and has thinking of its own.
-    :param model: its name there.
+    :param model: its name there. :param marks: it is told of marks of caches, and where blocks begin and end.
     """
 
     backend: bool
     model: str
     recall: Recall
+    marks: bool = False
 
     def conversation(
-        self, system: str | list[Text] | None, messages: Sequence[System | User | Assistant]
+        self, system: str | list[OnlyText] | None, messages: Sequence[System | User | Assistant]
     ) -> list[Message]:
         """All of it.
 
         :raises InvalidRequestError: a block makes no sense. :raises NotSupportedError: it cannot be shown to the model.
         """
-        found = [Message("system", text)] if (text := text_of(system)) else []
+        found = [self._laid(Message("system", text), system)] if (text := text_of(system)) else []
         names: dict[str, str] = {}
         for index, message in enumerate(messages):
             place = f"messages[{index}].content"
             match message:
                 case System(content=content):
-                    found.append(Message("system", text_of(content)))
+                    found.append(self._laid(Message("system", text_of(content)), content))
                 case User(content=content):
                     found += self._user(content, names, place)
                 case Assistant(content=content):
@@ -162,11 +166,11 @@ class Reading(Struct, frozen=True):
                 between.append(block)
                 continue
             if between:
-                yield self._shown("user", between, f"{place}[{index - len(between)}]")
+                yield self._shown(between, f"{place}[{index - len(between)}]")
                 between = []
             yield self._result(block, names, f"{place}[{index}]")
         if between or not content:
-            yield self._shown("user", between, f"{place}[{len(content) - len(between)}]")
+            yield self._shown(between, f"{place}[{len(content) - len(between)}]")
 
     def _result(self, block: ToolResult, names: Mapping[str, str], place: str) -> Message:
         given = block.content or ""
@@ -174,13 +178,18 @@ class Reading(Struct, frozen=True):
         if block.is_error:
             blocks = [Text(text=FAILED), *blocks]
         id = own_id(block.tool_use_id)
-        return self._shown("tool", blocks, f"{place}.content", tool_call_id=id, name=names.get(id, ""))
+        images = self._images(blocks, f"{place}.content")
+        message = Message("tool", text_of(blocks), tool_call_id=id, name=names.get(id, ""), images=images)
+        return self._laid(message, given if isinstance(given, str) else blocks, block.cache_control)
 
-    def _shown(
-        self, role: Role, blocks: Sequence[Text | Image], place: str, *, tool_call_id: str = "", name: str = ""
-    ) -> Message:
-        images = tuple(self._image(block, place) for block in blocks if isinstance(block, Image))
-        return Message(role, text_of(blocks), tool_call_id=tool_call_id, name=name, images=images)
+    def _shown(self, blocks: list[Text | Image], place: str) -> Message:
+        return self._laid(Message("user", text_of(blocks), images=self._images(blocks, place)), blocks)
+
+    def _laid(self, message: Message, content: object, mark: Ephemeral | None = None) -> Message:
+        return laid_out(message, content, mark) if self.marks else message
+
+    def _images(self, blocks: Sequence[Text | Image], place: str) -> tuple[ImagePart, ...]:
+        return tuple(self._image(block, place) for block in blocks if isinstance(block, Image))
 
     def _image(self, block: Image, place: str) -> ImagePart:
         if not self.backend:
@@ -227,21 +236,26 @@ class Reading(Struct, frozen=True):
         """What the backend wants to see again: what it gave here, or signed blocks that a client has from elsewhere."""
         if not self.backend:
             return None
+        entries = [entry for block in blocks if (entry := _entry(block)) is not None]
+        made = {"model": self.model, "content": entries}
+        if isinstance(kept, dict) and self.marks:
+            own = kept.get("anthropic", made)
+            another = isinstance(own, dict) and own.get("model") != self.model
+            return kept | {"anthropic": made if another else _marked(own, entries)}
         if isinstance(kept, dict):
             return kept
-        signed = [entry for block in blocks if (entry := _signed(block)) is not None]
-        if all(entry["type"] in ("text", "tool_use") for entry in signed):
+        if not self.marks and all(entry["type"] in ("text", "tool_use") for entry in entries):
             return None
-        return {"anthropic": {"model": self.model, "content": signed}}
+        return {"anthropic": made}
 
 
-def _signed(block: Struct) -> dict[str, Any] | None:
+def _entry(block: Struct) -> dict[str, Any] | None:
     """As the wire keeps an answer (``modeld.providers.anthropic_events``): thinking, and where the rest stood."""
     match block:
-        case Text(text=text) if text:
-            return {"type": "text", "length": len(text)}
-        case ToolUse():
-            return {"type": "tool_use"}
+        case AnyText():
+            return entry_of(block)
+        case ToolUse(cache_control=mark):
+            return {"type": "tool_use"} | mark_of(mark)
         case Thinking(thinking=thinking, signature=signature) if not is_ours(signature):
             return {"type": "thinking", "thinking": thinking, "signature": signature}
         case Redacted(data=data) if not is_ours(data):
@@ -249,16 +263,32 @@ def _signed(block: Struct) -> dict[str, Any] | None:
     return None
 
 
+def _marked(own: Any, entries: Sequence[Mapping[str, Any]]) -> Any:
+    """What a backend gave, with the marks of a client's blocks, which may be cut in another way."""
+    waiting = [
+        (place, {"cache_control": mark}) for place, entry in _places(entries) if (mark := entry.get("cache_control"))
+    ]
+    content = []
+    try:
+        for place, entry in _places(own["content"]):
+            fits = waiting and place >= waiting[0][0] and entry["type"] in ("text", "tool_use")
+            content.append(entry | waiting.pop(0)[1] if fits else entry)
+    except (KeyError, TypeError):
+        return own  # it was changed: the wire says so
+    return own | {"content": content}
+
+
+def _places(entries: Sequence[Mapping[str, Any]]) -> Iterator[tuple[tuple[int, int], Any]]:
+    """Each with the characters and the calls up to its end."""
+    text = calls = 0
+    for entry in entries:
+        text += entry["length"] if entry["type"] == "text" else 0
+        calls += entry["type"] == "tool_use"
+        yield (text, calls), entry
+
+
 def text_of(content: str | Sequence[Struct] | None) -> str:
     """Blocks of text are joined as they are: a break between them would be a token that nobody wrote."""
     if isinstance(content, str):
         return content
-    return "".join(block.text for block in content or () if isinstance(block, Text))
-
-
-def marks_of(content: str | Sequence[Struct] | None) -> int:
-    """Marks of caches in blocks, those in results of tools included."""
-    if content is None or isinstance(content, str):
-        return 0
-    inner = sum(marks_of(block.content) for block in content if isinstance(block, ToolResult))
-    return inner + sum(getattr(block, "cache_control", None) is not None for block in content)
+    return "".join(block.text for block in content or () if isinstance(block, AnyText))

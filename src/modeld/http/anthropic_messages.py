@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import uuid
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, Final
 
-from modeld.errors import InvalidRequestError
 from modeld.http.anthropic_answer import Answer, Blocks, Call, Events
 from modeld.http.anthropic_blocks import Reading
 from modeld.http.anthropic_request import CountRequest, MessagesRequest
+from modeld.http.cache_marks import takes_marks
 from modeld.http.errors import Headers
 from modeld.http.exchange import Exchange
 from modeld.http.models import Models, Target
@@ -20,12 +21,14 @@ from modeld.http.openai_answer import receipt_header
 from modeld.http.openai_chat import PROGRESS_HEADER, RECEIPT_HEADER
 from modeld.http.sessions import Naming, naming_of
 from modeld.http.sse import send_events
-from modeld.session.names import check_name
 from modeld.thinking import parse_think
 from modeld.types import EndPart
 
 REMEMBERED: Final = 4 * 2**20
 """Characters of arguments that are remembered."""
+
+_PLAIN: Final = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+"""Users that are the name of their workspace."""
 
 log = logging.getLogger(__name__)
 
@@ -71,14 +74,16 @@ class Messages:
         naming.check()
         target = await self._models.find(request.model)
         backend = bool(target.backend)
-        config = request.config(backend=backend)
+        wishes = request.wishes
+        config = wishes.config(request.config(backend=backend), target.kind)
         messages = request.conversation(self._reading(target))
-        if request.marks:
-            log.debug("%d cache_control marks in request %s: all is kept anyway", request.marks, exchange.request_id)
+        if wishes.marks and not backend:
+            log.debug("%d cache_control marks in request %s: all is kept anyway", wishes.marks, exchange.request_id)
         exchange.is_from(naming.user)
         parts = self._models.answer(target, messages, config, naming)
         id = uuid.uuid4().hex
-        blocks = Blocks(id, thinking=request.shows_thinking, warnings=request.notes(backend=backend))
+        notes = [*wishes.notes(target.kind), *request.notes(backend=backend)]
+        blocks = Blocks(id, thinking=request.shows_thinking, warnings=notes)
         answer = Answer(f"msg_{id}", request.model, blocks)
         if request.stream:
             progress = exchange.headers.get(PROGRESS_HEADER) == "1"
@@ -113,7 +118,7 @@ class Messages:
         await exchange.reply({"input_tokens": len(found.tokens)})
 
     def _reading(self, target: Target) -> Reading:
-        return Reading(bool(target.backend), target.model, self._written.recall)
+        return Reading(bool(target.backend), target.model, self._written.recall, takes_marks(target.kind))
 
 
 def _naming(exchange: Exchange, request: MessagesRequest) -> Naming:
@@ -122,9 +127,7 @@ def _naming(exchange: Exchange, request: MessagesRequest) -> Naming:
 
 
 def _scope(user: str) -> str:
-    """``user`` as the name of a workspace. It is opaque: what cannot be a name becomes one by its digest."""
-    try:
-        check_name("user", user or "none")
-    except InvalidRequestError:
-        return f"user-{blake2b(user.encode(), digest_size=16).hexdigest()}"
-    return user
+    """``user`` as the name of a workspace. Opaque ones (Claude Code has 150 characters) by their digest."""
+    if not user or _PLAIN.fullmatch(user):
+        return user
+    return f"user-{blake2b(user.encode(), digest_size=16).hexdigest()}"

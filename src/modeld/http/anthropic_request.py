@@ -11,17 +11,16 @@ from typing import Any, Final, Literal
 from modeld.errors import InvalidRequestError, NotSupportedError
 from modeld.http.anthropic_blocks import (
     Assistant,
-    CacheMark,
+    OnlyText,
     Reading,
     Redacted,
     Strict,
     System,
-    Text,
     User,
-    marks_of,
 )
 from modeld.http.anthropic_marks import is_ours
 from modeld.http.bodies import check_depth, convert
+from modeld.http.cache_marks import CacheWishes, Ephemeral, count_marks
 from modeld.thinking import LEVELS, level_of_budget
 from modeld.types import ChatConfig, FunctionTool, Message, ResponseFormat, Tool, WarningPart
 
@@ -37,7 +36,7 @@ class _Tool(Strict, frozen=True):
     description: str | None = None
     type: Literal["custom"] | None = None
     strict: bool | None = None
-    cache_control: CacheMark | None = None
+    cache_control: Ephemeral | None = None
     eager_input_streaming: bool | None = None
     defer_loading: Literal[False] | None = None
     allowed_callers: list[Literal["direct"]] | None = None
@@ -111,12 +110,12 @@ class CountRequest(Strict, frozen=True):
 
     model: str
     messages: list[System | User | Assistant]
-    system: str | list[Text] | None = None
+    system: str | list[OnlyText] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: _Auto | _Any | _Named | _NoTool | None = None
     thinking: _Adaptive | _Enabled | _Disabled | _BetweenTools | None = None
     output_config: _OutputConfig | None = None
-    cache_control: CacheMark | None = None
+    cache_control: Ephemeral | None = None
     context_management: _ContextManagement | None = None
     speed: Literal["standard"] | None = None
     user_profile_id: None = None
@@ -128,11 +127,16 @@ class CountRequest(Strict, frozen=True):
         return not isinstance(self.thinking, _Adaptive | _Enabled) or self.thinking.display != "omitted"
 
     @property
-    def marks(self) -> int:
-        """Marks of caches."""
-        tools = sum(tool.get("cache_control") is not None for tool in self.tools or ())
-        blocks = sum(marks_of(message.content) for message in self.messages)
-        return tools + blocks + marks_of(self.system) + (self.cache_control is not None)
+    def wishes(self) -> CacheWishes:
+        """What it says of caches. :raises Refusal: a tool's mark is none."""
+        given = ((index, tool) for index, tool in enumerate(self.tools or ()) if tool.get("cache_control") is not None)
+        tools = {
+            str(tool.get("name")): convert(tool["cache_control"], Ephemeral, f"tools[{index}].cache_control")
+            for index, tool in given
+        }
+        blocks = count_marks(self.messages) + count_marks(self.system)
+        marks = len(tools) + blocks + (self.cache_control is not None)
+        return CacheWishes(whole=self.cache_control, tools=tools, marks=marks)
 
     def conversation(self, reading: Reading) -> list[Message]:
         """The messages. :raises ModeldError: as :meth:`Reading.conversation`."""
@@ -163,9 +167,6 @@ class CountRequest(Strict, frozen=True):
     def notes(self, *, backend: bool) -> list[WarningPart]:
         """What is taken and changes nothing, where that is not all there is to say."""
         found = []
-        if backend and self.marks:
-            text = f"{self.marks} cache_control marks were understood and not sent on to the backend"
-            found.append(WarningPart("cache_marks_kept_here", text))
         if isinstance(self.thinking, _Disabled | _BetweenTools) and self.output_config and self.output_config.effort:
             found.append(
                 WarningPart("effort_without_thinking", "thinking is disabled: output_config.effort says nothing")

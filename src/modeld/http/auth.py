@@ -11,16 +11,19 @@ import ipaddress
 import re
 from collections.abc import Iterable, Sequence
 from typing import Final
-from urllib.parse import parse_qsl
 
 from msgspec import Struct
 
 from modeld.errors import NodeError
+from modeld.http.bodies import query_pairs
 from modeld.http.errors import Refusal
 from modeld.transport.security import check_authorization, is_loopback
 
 Raw = Sequence[tuple[bytes, bytes]]
 """Headers as they came, their names in small letters."""
+
+ORIGIN_HINT: Final = "`modeld serve --http-origin ORIGIN` lets the pages of one in"
+"""What a refused page's owner can do."""
 
 _SECRET_NAMES: Final = frozenset({"token", "access_token", "api_key", "api-key", "apikey", "key", "x-api-key", "auth"})
 
@@ -50,7 +53,10 @@ class Gate(Struct, frozen=True):
             name = _name(values[0].decode("latin-1").lower())
             if name in self.hosts or (self.addresses and _is_address(name)):
                 return
-        raise Refusal(403, "forbidden_host", "this node does not answer to that Host; use the address it prints")
+        text = "this node does not answer to that Host: ask the address that `modeld status` shows"
+        if not self.addresses:
+            text += ", or let it serve other machines: `modeld serve --http HOST:PORT`"
+        raise Refusal(403, "forbidden_host", text)
 
     def check_origin(self, headers: Raw) -> str:
         """The origin that the answer allows to read it, ``""`` for none.
@@ -68,7 +74,7 @@ class Gate(Struct, frozen=True):
             return ""
         if len(values) == 1 and origin in self.origins:
             return origin
-        raise Refusal(403, "forbidden_origin", "pages of this origin may not call the node")
+        raise Refusal(403, "forbidden_origin", f"pages of this origin may not call the node; {ORIGIN_HINT}")
 
     def check_token(self, headers: Raw) -> None:
         """As ``authorization: Bearer`` or, as Anthropic's clients send it, ``x-api-key``.
@@ -100,8 +106,8 @@ def make_gate(host: str, token: str, *, tls: bool, origins: Iterable[str], names
 
 
 def check_url(query: bytes) -> None:
-    """:raises Refusal: a secret is in the address."""
-    names = {name.lower() for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=100)}
+    """:raises Refusal: a secret is in the address, or more fields than anybody needs."""
+    names = {name.lower() for name, _ in query_pairs(query)}
     if names & _SECRET_NAMES:
         text = "a token does not belong in an address, where logs keep it: send it as `authorization: Bearer ...`"
         raise Refusal(400, "token_in_url", text)

@@ -12,11 +12,12 @@ from modeld.http.completions_answer import Body, TextChunks, text_completion
 from modeld.http.completions_request import CompletionsRequest
 from modeld.http.errors import Headers
 from modeld.http.exchange import Exchange
+from modeld.http.metrics import Parts
 from modeld.http.models import Models, Target
 from modeld.http.openai_answer import receipt_header
 from modeld.http.openai_chat import PROGRESS_HEADER, RECEIPT_HEADER, joined
 from modeld.http.sessions import Naming, naming_of
-from modeld.http.sse import Parts, send_events
+from modeld.http.sse import send_events
 from modeld.session.conversations import decode_options
 from modeld.types import ChatResult, DecodeOptions, StreamPart
 
@@ -45,9 +46,8 @@ class Completions:
         head |= {"model": request.model, "system_fingerprint": None}
         logprobs = request.logprobs is not None
         if request.stream:
-            usage = request.stream_options is not None and bool(request.stream_options.include_usage)
             progress = exchange.headers.get(PROGRESS_HEADER) == "1"
-            chunks = TextChunks(echoes, logprobs=logprobs, usage=usage, progress=progress, head=head)
+            chunks = TextChunks(echoes, logprobs=logprobs, usage=request.tells_usage, progress=progress, head=head)
             await send_events(exchange, self._in_turn(target, prompts, options, naming), chunks)
             return
         results = await self._together(target, prompts, options, naming)

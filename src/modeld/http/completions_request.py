@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from modeld.errors import InvalidRequestError
 from modeld.http.embeddings import TokenId
-from modeld.http.openai_request import StreamOptions, check_stream_options
+from modeld.http.openai_sampling import Sampling
 from modeld.types import ChatConfig
 
 MAX_PROMPTS: Final = 128
@@ -16,30 +16,18 @@ MAX_TOKENS: Final = 16
 """Tokens of an answer where nobody says how many: the vendor's number."""
 
 
-class CompletionsRequest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``top_k`` and what follows are fields of modeld's own."""
+class CompletionsRequest(Sampling, frozen=True, kw_only=True):
+    """All of it. What both routes have is :class:`Sampling`'s."""
 
     model: str
     prompt: str | list[str | TokenId | list[TokenId]]
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     echo: bool | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    stop: str | list[str] | None = None
-    seed: int | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     n: Literal[1] | None = None
     best_of: Literal[1] | None = None
     user: str | None = None
     logit_bias: None = None
     suffix: None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repeat_penalty: float | None = None
 
     def prompts(self) -> list[str | tuple[int, ...]]:
         """One for each choice.
@@ -66,21 +54,11 @@ class CompletionsRequest(Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
         :raises InvalidRequestError: a value is out of its range, or two contradict.
         """
-        check_stream_options(self.stream_options, self.stream)
         if self.echo and self.logprobs is not None:
             text = "echo goes without logprobs: how probable the prompt was is not known"
             raise InvalidRequestError(text, parameter="echo")
-        return ChatConfig(
-            temperature=self.temperature,
+        return self.sampling().replace(
             max_tokens=MAX_TOKENS if self.max_tokens is None else self.max_tokens,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            seed=self.seed,
-            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
-            frequency_penalty=self.frequency_penalty,
-            presence_penalty=self.presence_penalty,
-            repeat_penalty=self.repeat_penalty,
             logprobs=self.logprobs is not None,
             top_logprobs=self.logprobs,
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
@@ -13,7 +14,12 @@ from modeld.errors import ContextOverflowError, ModeldError
 Dialect = Literal["openai", "anthropic"]
 """Whose error bodies a route answers with."""
 
+MAX_TEXT: Final = 2000
+"""Characters of a message, and of the name of a field. More is cut, and says so."""
+
 Headers = tuple[tuple[str, str], ...]
+
+_STEP: Final = re.compile(r"[.\[]")
 
 STATUS: Final = {
     "internal": 500,
@@ -97,13 +103,17 @@ _OTHERWISE: Final[Mapping[Dialect, tuple[str, str]]] = {
 """Type of the statuses that are not listed: below 500, and from there."""
 
 
-_ANTHROPIC_FIELDS: Final = {
-    "stop": "stop_sequences",
-    "think": "thinking",
-    "response_format": "output_config.format",
-    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+_ALSO_CALLED: Final[Mapping[str, tuple[str, ...]]] = {
+    "stop": ("stop_sequences",),
+    "think": ("thinking", "reasoning"),
+    "response_format": ("output_config.format", "text.format"),
+    "parallel_tool_calls": ("tool_choice.disable_parallel_tool_use",),
+    "max_tokens": ("max_output_tokens",),
+    "truncate": ("truncation",),
+    "messages": ("input",),
+    **dict.fromkeys(("chat", "embed", "embeddings", "rerank"), ("model",)),
 }
-"""Fields of ours as its clients call them."""
+"""Options and features of ours: the fields of bodies that have them. What a model cannot do is about ``model``."""
 
 
 class Refusal(Exception):
@@ -130,8 +140,15 @@ class Failure(Struct, frozen=True):
     too_long: tuple[int, int] | None = None
 
 
-def failure_of(error: ModeldError | Refusal) -> Failure:
-    """What a client is told of ``error``. What may be tried again says when."""
+STOPPING: Final = Failure(503, "unavailable", "the node stops", headers=(("retry-after", "1"),))
+"""Of what still ran when the time for that was over."""
+
+
+def failure_of(error: ModeldError | Refusal, fields: Collection[str] | None = None) -> Failure:
+    """What a client is told of ``error``. What may be tried again says when.
+
+    :param fields: that the request's body may have, of which ``param`` is one; ``None``: it may be any.
+    """
     if isinstance(error, Refusal):
         return Failure(error.status, error.code, error.message, error.param, error.headers)
     status = STATUS.get(error.code, 500)
@@ -145,7 +162,21 @@ def failure_of(error: ModeldError | Refusal) -> Failure:
         resident, additional, window = (error.details.get(name) for name in ("resident", "additional", "window"))
         if isinstance(resident, int) and isinstance(additional, int) and isinstance(window, int):
             too_long = (resident + additional, window)
-    return Failure(status, error.code, error.message, param if isinstance(param, str) else None, headers, too_long)
+    known = _field(param, fields) if isinstance(param, str) else None
+    return Failure(status, error.code, error.message, known, headers, too_long)
+
+
+def _field(name: str, fields: Collection[str] | None) -> str | None:
+    """``name``, as a body with these fields calls it; ``None`` where it has no such field."""
+    if fields is None:
+        return name
+    places = (name, *_ALSO_CALLED.get(name, ()))
+    return next((place for place in places if _STEP.split(place, maxsplit=1)[0] in fields), None)
+
+
+def _clipped(text: str) -> str:
+    """What was refused may be as long as a body is."""
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}... ({len(text):,} characters)"
 
 
 def error_body(dialect: Dialect, failure: Failure, request_id: str) -> bytes:
@@ -154,11 +185,12 @@ def error_body(dialect: Dialect, failure: Failure, request_id: str) -> bytes:
     kind = _TYPES[dialect].get(failure.status, below if failure.status < 500 else above)
     body: dict[str, Any]
     if dialect == "anthropic":
-        error = {"type": kind, "message": _anthropic_message(failure)}
+        error = {"type": kind, "message": _clipped(_anthropic_message(failure))}
         body = {"type": "error", "error": error, "request_id": request_id}
     else:
         code = openai_code(failure)
-        body = {"error": {"message": failure.message, "type": kind, "param": failure.param, "code": code}}
+        param = failure.param and _clipped(failure.param)
+        body = {"error": {"message": _clipped(failure.message), "type": kind, "param": param, "code": code}}
     return msgspec.json.encode(body)
 
 
@@ -172,7 +204,7 @@ def _anthropic_message(failure: Failure) -> str:
     if failure.too_long is not None:
         tokens, room = failure.too_long
         return f"prompt is too long: {tokens} tokens > {room} maximum ({failure.message})"
-    name = _ANTHROPIC_FIELDS.get(failure.param or "", failure.param)
+    name = failure.param
     return failure.message if not name or name in failure.message else f"{name}: {failure.message}"
 
 

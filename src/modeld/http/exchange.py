@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
+from typing import Any, Final, TypeVar
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -14,19 +14,23 @@ from modeld.http.errors import Dialect, Headers, Refusal, dialect_of
 from modeld.http.guard import REQUEST_ID
 from modeld.node.caller import CALLER
 
+_OWN: Final = "x-modeld-"
+
 _T = TypeVar("_T")
 
 
 class Exchange:
     """A request whose body is here, and the way to answer it.
 
-    :param headers: the last value of each, names in small letters. :param path: what the route's pattern caught.
+    Its ``headers`` have the last value of each, names in small letters; ``path`` is what the route's pattern caught.
+
+    :param fields: that the body may have; ``None``: any.
+    :raises Refusal: a header of modeld's own stands there twice.
     """
 
-    def __init__(self, scope: Scope, body: bytes, send: Send) -> None:
-        self.headers: Mapping[str, str] = {
-            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
-        }
+    def __init__(self, scope: Scope, body: bytes, send: Send, fields: Collection[str] | None = None) -> None:
+        self.fields = fields
+        self.headers = _headers(scope["headers"])
         self.path: Mapping[str, str] = scope.get("path_params", {})
         self.request_id: str = scope[REQUEST_ID]
         self.dialect: Dialect = dialect_of(scope["path"], scope["headers"])
@@ -63,6 +67,17 @@ class Exchange:
         CALLER.set(f"http {self.client} {client}")
 
 
+def _headers(raw: Iterable[tuple[bytes, bytes]]) -> Mapping[str, str]:
+    found: dict[str, str] = {}
+    for name, value in raw:
+        key = name.decode("latin-1")
+        # Of two sessions that are named, no choice would be right.
+        if key in found and key.startswith(_OWN):
+            raise Refusal(400, "invalid_value", f"the header {key} stands there twice; send it once", param=key)
+        found[key] = value.decode("latin-1")
+    return found
+
+
 Handler = Callable[[Exchange], Coroutine[Any, Any, None]]
 
 
@@ -74,6 +89,7 @@ class Endpoint:
 
     def __init__(self, body: type | None = None, **handlers: Handler) -> None:
         self.body = body
+        self.fields: Collection[str] | None = getattr(body, "__struct_fields__", None)
         self.methods = tuple(handlers)
         self._handlers = handlers | ({"HEAD": handlers["GET"]} if "GET" in handlers else {})
 
@@ -83,7 +99,7 @@ class Endpoint:
             allowed = ", ".join(self._handlers)
             raise Refusal(405, "method_not_allowed", f"this route takes {allowed}", headers=(("allow", allowed),))
         body = await read_body(scope, receive) if scope["method"] == "POST" else b""
-        await while_connected(self._handlers[scope["method"]](Exchange(scope, body, send)), receive)
+        await while_connected(self._handlers[scope["method"]](Exchange(scope, body, send, self.fields)), receive)
 
 
 async def while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:

@@ -8,14 +8,16 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Collection, Sequence
 from typing import Final
 
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modeld.errors import ModeldError
-from modeld.http.auth import Gate, check_url, values_of
+from modeld.http.auth import ORIGIN_HINT, Gate, check_url, values_of
 from modeld.http.bodies import ClientGone
-from modeld.http.errors import Failure, Refusal, dialect_of, error_body, failure_of
+from modeld.http.errors import STOPPING, Failure, Refusal, dialect_of, error_body, failure_of
 from modeld.http.metrics import TRACE, Metrics, Trace
 from modeld.http.protocol import MAX_HEADER
 from modeld.transport.errors import public_error
@@ -38,22 +40,28 @@ _ALLOW: Final = (
     ("access-control-max-age", "600"),
 )
 _ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,100}")
+_FIELD: Final = re.compile(r"[A-Za-z0-9_.\[\]]{1,40}")
+"""Names that are logged. Where a field is meant anything can stand; the token is longer than this."""
 
 log = logging.getLogger(__name__)
 
 
 class Guard:
-    """Admits requests to ``app``, and answers for it when it fails. Belongs to one event loop."""
+    """Admits requests to ``app``, and answers for it when it fails. Belongs to one event loop.
 
-    def __init__(self, app: ASGIApp, gate: Gate, metrics: Metrics) -> None:
+    :param routes: those of ``app``, under which requests are counted that never come to it.
+    """
+
+    def __init__(self, app: ASGIApp, gate: Gate, metrics: Metrics, routes: Sequence[Route]) -> None:
         self._app = app
+        self._routes = routes
         self._gate = gate
         self._metrics = metrics
         self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        answer, trace = _Answer(scope, send, self._request_id(scope)), Trace(self._metrics)
+        answer, trace = _Answer(scope, send, self._request_id(scope), self._routes), Trace(self._metrics)
         TRACE.set(trace)
         self._running += 1
         try:
@@ -66,12 +74,12 @@ class Guard:
             self._metrics.left(trace)
         except asyncio.CancelledError:
             # The server stops. The task ends here, so nobody waits for the cancellation.
-            await answer.fail(Failure(503, "unavailable", "the node stops", headers=(("retry-after", "1"),)))
+            await answer.fail(STOPPING)
         except Refusal as error:
             await answer.fail(failure_of(error))
         except Exception as error:
             known = error if isinstance(error, ModeldError) else public_error(error, answer.route)
-            await answer.fail(failure_of(known))
+            await answer.fail(failure_of(known, answer.fields))
         finally:
             self._running -= 1
             answer.tell()
@@ -94,7 +102,7 @@ class Guard:
         if scope["method"] == "OPTIONS":
             # What a browser asks before a page's call: it has no token yet.
             if not answer.allowed:
-                raise Refusal(403, "forbidden_origin", "no page of another origin may call the node")
+                raise Refusal(403, "forbidden_origin", f"no page of another origin may call the node; {ORIGIN_HINT}")
             return
         if scope["path"] not in PUBLIC:
             gate.check_token(headers)
@@ -116,18 +124,26 @@ class Guard:
 class _Answer:
     """One request and what was answered."""
 
-    def __init__(self, scope: Scope, send: Send, request_id: str) -> None:
-        self._scope, self._send, self._id = scope, send, request_id
+    def __init__(self, scope: Scope, send: Send, request_id: str, routes: Sequence[Route]) -> None:
+        self._scope, self._send, self._id, self._routes = scope, send, request_id, routes
         self._dialect = dialect_of(scope["path"], scope["headers"])
         self._began = time.monotonic()
         self.status = 0
         self.allowed = ""
+        self._why = ""
 
     @property
     def route(self) -> str:
         """The pattern that matched, never the address itself: anything can stand there."""
-        route = self._scope.get("route")
+        refused = (one for one in self._routes if one.matches(self._scope)[0] is not Match.NONE)
+        route = self._scope.get("route") or next(refused, None)
         return f"{self._scope['method'][:10]} {getattr(route, 'path', '(no route)')}"
+
+    @property
+    def fields(self) -> Collection[str] | None:
+        """Those of the body that the route takes; ``None``: any."""
+        found: Collection[str] | None = getattr(getattr(self._scope.get("route"), "endpoint", None), "fields", None)
+        return found
 
     async def send(self, message: Message) -> None:
         """To the client, with the headers that every answer has."""
@@ -151,6 +167,9 @@ class _Answer:
         """Answer with the dialect's error. An answer that has begun cannot be taken back: it ends as it is."""
         if self.status:
             return
+        self._why = failure.code
+        if failure.param and _FIELD.fullmatch(failure.param):
+            self._why += f" ({failure.param})"
         body = error_body(self._dialect, failure, self._id)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         headers += [(name.encode(), value.encode()) for name, value in failure.headers]
@@ -159,7 +178,8 @@ class _Answer:
             await self._send({"type": "http.response.body", "body": body})
 
     def tell(self) -> None:
-        """Write the request to the log: neither its address nor its header."""
+        """Write the request to the log, and why it was refused: neither its address nor its header."""
         level = logging.INFO if self.status >= 400 or not self.status else logging.DEBUG
         seconds = time.monotonic() - self._began
-        log.log(level, "%s %s in %.3f s, request %s", self.route, self.status or "left", seconds, self._id)
+        answered = f"{self.status or 'left'} {self._why}".rstrip()
+        log.log(level, "%s %s in %.3f s, request %s", self.route, answered, seconds, self._id)

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import Metric
@@ -26,8 +26,8 @@ from modeld.types import (
     ToolCallStart,
 )
 
-if TYPE_CHECKING:
-    from modeld.http.sse import Parts
+Parts = AsyncIterator[StreamPart]
+"""What an answer is read from."""
 
 Phase = Literal["queue", "prefill", "decode"]
 """Of an answer: waiting for a model, its session or room; reading the prompt; writing."""

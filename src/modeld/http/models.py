@@ -19,14 +19,13 @@ from modeld.errors import (
     ModelNotFoundError,
     NotSupportedError,
 )
-from modeld.http.metrics import TRACE
+from modeld.http.metrics import TRACE, Parts
 from modeld.http.sessions import Naming
-from modeld.http.sse import Parts
 from modeld.node.gateway import RepositoryService
 from modeld.repository.tracker import NoopTracker, Tracker, config_attributes, record_end
 from modeld.repository.values import EmbedResult
 from modeld.session.contract import ModelService, PartStream
-from modeld.session.conversations import Tapes, one_turn
+from modeld.session.conversations import Tapes, one_turn, opened_for_call
 from modeld.session.headers import without_headers
 from modeld.session.values import ModelRef
 from modeld.types import ChatConfig, DecodeOptions, Message
@@ -79,7 +78,7 @@ class Models:
         for model in await self.service.models():
             if model.name == id:
                 if model.error:
-                    raise ModelError(f"{id} cannot be used: {model.error}", name=id)
+                    raise ModelError(model.error, name=id)
                 return Target(id)
         backend, mark, name = id.partition(":")
         for known in await self._gateway.list_backends() if mark and name else ():
@@ -132,7 +131,8 @@ class Models:
             return
         known = without_headers(messages)
         if known is not messages:
-            log.info("the system prompt of %s begins with a header that changes at every call", ref.name)
+            text = "the system prompt of %s begins with a header that changes at every call: turn it off in the agent"
+            log.info(text + " (Claude Code: CLAUDE_CODE_ATTRIBUTION_HEADER=0)", ref.name)
         with self._tapes.take(ref, known, f"{naming.user}\0{naming.key}") as name:
             async with one_turn(self.service, ref, naming.chosen(name), messages, config) as parts:
                 yield parts
@@ -149,8 +149,10 @@ class Models:
             session = naming.named()
             if session is None:
                 session = naming.chosen(taken.enter_context(self._tapes.take(target.ref, (), f"{naming.user}\0raw")))
-            opened = await self.service.open_session(target.ref, session)
-            async with opened.complete(prompt, options=options) as parts:
+            async with (
+                opened_for_call(self.service, target.ref, session) as opened,
+                opened.complete(prompt, options=options) as parts,
+            ):
                 yield aiter(parts)
 
     async def embed(self, target: Target, texts: Sequence[str], dimensions: int | None) -> EmbedResult:

@@ -6,6 +6,7 @@ What OpenAI has no place for stands under ``modeld``, which its clients pass ove
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -51,7 +52,7 @@ def usage_of(usage: Usage) -> dict[str, Any] | None:
         "prompt_tokens": usage.input,
         "completion_tokens": usage.output,
         "total_tokens": usage.input + usage.output,
-        "prompt_tokens_details": {"cached_tokens": usage.cache_read},
+        "prompt_tokens_details": {"cached_tokens": usage.cache_read, "cache_write_tokens": usage.cache_write},
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
     }
 
@@ -65,8 +66,10 @@ def receipt_header(receipt: Receipt) -> str:
     return json.dumps(built, separators=(",", ":"))
 
 
-def completion(result: ChatResult, *, id: str, created: int, model: str, logprobs: bool) -> dict[str, Any]:
-    """The whole answer. :param logprobs: they were asked for; else they are null."""
+def completion(
+    result: ChatResult, *, id: str, created: int, model: str, logprobs: bool, notes: Sequence[WarningPart]
+) -> dict[str, Any]:
+    """The whole answer. :param logprobs: they were asked for; else they are null. :param notes: warnings besides."""
     message: dict[str, Any] = {"role": "assistant", "content": result.text or None, "refusal": None, "annotations": []}
     if not result.tool_calls and message["content"] is None:
         message["content"] = ""
@@ -93,7 +96,7 @@ def completion(result: ChatResult, *, id: str, created: int, model: str, logprob
         "system_fingerprint": None,
         "choices": [choice],
         "usage": usage_of(result.usage),
-        "modeld": extension(result.end, list(result.warnings), list(result.errors)),
+        "modeld": extension(result.end, [*notes, *result.warnings], list(result.errors)),
     }
 
 
@@ -101,17 +104,19 @@ class Chunks:
     """The events of one streamed answer.
 
     :param usage: the client asked for a last chunk with the usage; all others then say null.
-    :param progress: it asked to hear how far the prompt is: in chunks without choices.
+    :param progress: it asked to hear how far the prompt is: in chunks without choices. :param notes: warnings besides.
     """
 
-    def __init__(self, *, id: str, created: int, model: str, usage: bool, progress: bool) -> None:
+    def __init__(
+        self, *, id: str, created: int, model: str, usage: bool, progress: bool, notes: Sequence[WarningPart]
+    ) -> None:
         head = {"id": id, "object": "chat.completion.chunk", "created": created, "model": model}
         self._head = _encode(head | {"system_fingerprint": None})[:-1]
         self._usage = usage
         self._null_usage = b',"usage":null' if usage else b""
         self._progress = progress
         self._begun = False
-        self._warnings: list[WarningPart] = []
+        self._warnings = list(notes)
         self._errors: list[ErrorPart] = []
 
     def part(self, part: StreamPart) -> bytes:

@@ -7,13 +7,15 @@ import uuid
 from contextlib import AbstractAsyncContextManager
 from typing import Final
 
+from modeld.http.cache_marks import takes_marks
 from modeld.http.errors import Headers
 from modeld.http.exchange import Exchange
+from modeld.http.metrics import Parts
 from modeld.http.models import Models
 from modeld.http.openai_answer import Chunks, completion, receipt_header
 from modeld.http.openai_request import ChatRequest
 from modeld.http.sessions import Naming, naming_of
-from modeld.http.sse import Parts, send_events
+from modeld.http.sse import send_events
 from modeld.types import ChatResult, PartsJoiner
 
 RECEIPT_HEADER: Final = "x-modeld-receipt"
@@ -34,21 +36,24 @@ class ChatCompletions:
         naming = _naming(exchange, request)
         naming.check()
         target = await self._models.find(request.model)
-        messages = request.conversation(images=bool(target.backend))
+        messages = request.conversation(images=bool(target.backend), marks=takes_marks(target.kind))
+        config, notes = request.wishes.config(config, target.kind), request.wishes.notes(target.kind)
         exchange.is_from(naming.user)
         answer = self._models.answer(target, messages, config, naming)
         id, created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
         if request.stream:
-            usage = request.stream_options is not None and bool(request.stream_options.include_usage)
             progress = exchange.headers.get(PROGRESS_HEADER) == "1"
-            chunks = Chunks(id=id, created=created, model=request.model, usage=usage, progress=progress)
+            chunks = Chunks(
+                id=id, created=created, model=request.model, usage=request.tells_usage, progress=progress, notes=notes
+            )
             await send_events(exchange, answer, chunks)
             return
         result = await joined(answer)
         headers: Headers = ()
         if result.end.receipt is not None:
             headers = ((RECEIPT_HEADER, receipt_header(result.end.receipt)),)
-        body = completion(result, id=id, created=created, model=request.model, logprobs=bool(request.logprobs))
+        logprobs = bool(request.logprobs)
+        body = completion(result, id=id, created=created, model=request.model, logprobs=logprobs, notes=notes)
         await exchange.reply(body, headers=headers)
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import reprlib
 from typing import Any, Final, Literal
-
-from msgspec import Struct
 
 from modeld.errors import InvalidRequestError, NotSupportedError
 from modeld.http.bodies import check_depth
+from modeld.http.cache_marks import CacheWishes, Ephemeral, count_marks, laid_out
+from modeld.http.openai_sampling import Sampling, Strict
 from modeld.types import (
     ChatConfig,
     FunctionCall,
@@ -30,46 +31,45 @@ _IMAGE_URL: Final = re.compile(r"data:(image/[a-z0-9.+-]{1,40});base64,(.*)", re
 _EFFORT: Final = {"none": "off", "max": "xhigh"}
 
 
-class _Strict(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    pass
-
-
-class CacheMark(_Strict, frozen=True):
-    """Where a vendor's cache may end. Here every beginning is kept: it is understood, and changes nothing."""
+class CacheMark(Strict, frozen=True):
+    """Where OpenAI's cache may end. Here every beginning is kept: it is understood, and changes nothing."""
 
     mode: Literal["explicit"]
     ttl: Literal["30m", "12h"] | None = None
 
 
-class _Ephemeral(_Strict, frozen=True):
-    """The same as Anthropic writes it, which many programs send to everybody."""
-
-    type: Literal["ephemeral"]
-    ttl: Literal["5m", "1h"] | None = None
-
-
-class _Text(_Strict, tag_field="type", tag="text", frozen=True):
+class _AnyTextPart(Strict, frozen=True, kw_only=True):
     text: str
     prompt_cache_breakpoint: CacheMark | None = None
-    cache_control: _Ephemeral | None = None
+    cache_control: Ephemeral | None = None
 
 
-class _Refused(_Strict, tag_field="type", tag="refusal", frozen=True):
+class _Text(_AnyTextPart, tag_field="type", tag="text", frozen=True, kw_only=True):
+    pass
+
+
+class _OnlyText(_AnyTextPart, frozen=True, kw_only=True):
+    """Where nothing else can stand: there msgspec would not ask for a tag."""
+
+    type: Literal["text"]
+
+
+class _Refused(Strict, tag_field="type", tag="refusal", frozen=True):
     refusal: str
 
 
-class _ImageUrl(_Strict, frozen=True):
+class _ImageUrl(Strict, frozen=True):
     url: str
     detail: Literal["auto"] | None = None
 
 
-class _Image(_Strict, tag_field="type", tag="image_url", frozen=True):
+class _Image(Strict, tag_field="type", tag="image_url", frozen=True):
     image_url: _ImageUrl
     prompt_cache_breakpoint: CacheMark | None = None
-    cache_control: _Ephemeral | None = None
+    cache_control: Ephemeral | None = None
 
 
-class _CalledFunction(_Strict, frozen=True):
+class _CalledFunction(Strict, frozen=True):
     """``parsed_arguments`` is what OpenAI's client makes of ``arguments``, and sends back with them."""
 
     name: str
@@ -77,29 +77,29 @@ class _CalledFunction(_Strict, frozen=True):
     parsed_arguments: Any = None
 
 
-class _Called(_Strict, frozen=True):
+class _Called(Strict, frozen=True):
     id: str
     function: _CalledFunction
     type: Literal["function"] = "function"
     index: int | None = None
 
 
-class _System(_Strict, tag_field="role", tag="system", frozen=True):
-    content: str | list[_Text]
+class _System(Strict, tag_field="role", tag="system", frozen=True):
+    content: str | list[_OnlyText]
     name: None = None
 
 
-class _Developer(_Strict, tag_field="role", tag="developer", frozen=True):
-    content: str | list[_Text]
+class _Developer(Strict, tag_field="role", tag="developer", frozen=True):
+    content: str | list[_OnlyText]
     name: None = None
 
 
-class _User(_Strict, tag_field="role", tag="user", frozen=True):
+class _User(Strict, tag_field="role", tag="user", frozen=True):
     content: str | list[_Text | _Image]
     name: None = None
 
 
-class _Assistant(_Strict, tag_field="role", tag="assistant", frozen=True):
+class _Assistant(Strict, tag_field="role", tag="assistant", frozen=True):
     content: str | list[_Text | _Refused] | None = None
     reasoning_content: str | None = None
     refusal: str | None = None
@@ -111,99 +111,78 @@ class _Assistant(_Strict, tag_field="role", tag="assistant", frozen=True):
     function_call: None = None
 
 
-class _ToolResult(_Strict, tag_field="role", tag="tool", frozen=True):
-    content: str | list[_Text]
+class _ToolResult(Strict, tag_field="role", tag="tool", frozen=True):
+    content: str | list[_OnlyText]
     tool_call_id: str
 
 
-class _Function(_Strict, frozen=True):
+class _Function(Strict, frozen=True):
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
-class _Tool(_Strict, frozen=True):
+class _Tool(Strict, frozen=True):
     function: _Function
     type: Literal["function"]
-    cache_control: _Ephemeral | None = None
+    cache_control: Ephemeral | None = None
 
 
-class _Named(_Strict, frozen=True):
+class _Named(Strict, frozen=True):
     name: str
 
 
-class _NamedTool(_Strict, frozen=True):
+class _NamedTool(Strict, frozen=True):
     function: _Named
     type: Literal["function"] = "function"
 
 
-class _ChooseOne(_Strict, tag_field="type", tag="function", frozen=True):
+class _ChooseOne(Strict, tag_field="type", tag="function", frozen=True):
     function: _Named
 
 
-class _Allowed(_Strict, frozen=True):
+class _Allowed(Strict, frozen=True):
     mode: Literal["auto", "required"]
     tools: list[_NamedTool]
 
 
-class _ChooseAmong(_Strict, tag_field="type", tag="allowed_tools", frozen=True):
+class _ChooseAmong(Strict, tag_field="type", tag="allowed_tools", frozen=True):
     allowed_tools: _Allowed
 
 
-class _AnyText(_Strict, tag_field="type", tag="text", frozen=True):
+class _AnyText(Strict, tag_field="type", tag="text", frozen=True):
     pass
 
 
-class _AnyObject(_Strict, tag_field="type", tag="json_object", frozen=True):
+class _AnyObject(Strict, tag_field="type", tag="json_object", frozen=True):
     pass
 
 
-class _Schema(_Strict, frozen=True):
+class _Schema(Strict, frozen=True):
     name: str
     description: str | None = None
     schema: dict[str, Any] | None = None
     strict: bool | None = None
 
 
-class _FittingSchema(_Strict, tag_field="type", tag="json_schema", frozen=True):
+class _FittingSchema(Strict, tag_field="type", tag="json_schema", frozen=True):
     json_schema: _Schema
 
 
-class PlainStreamOptions(_Strict, frozen=True):
-    """``include_obfuscation`` is only false: there is none."""
-
-    include_obfuscation: bool | None = None
-
-
-class StreamOptions(PlainStreamOptions, frozen=True):
-    """Also with ``include_usage``."""
-
-    include_usage: bool | None = None
-
-
-class CacheOptions(_Strict, frozen=True):
+class CacheOptions(Strict, frozen=True):
     """Understood like :class:`CacheMark`."""
 
     mode: Literal["implicit", "explicit"] | None = None
     ttl: Literal["30m"] | None = None
 
 
-class ChatRequest(_Strict, frozen=True):
-    """See the module. ``top_k`` and what follows are fields of modeld's own."""
+class ChatRequest(Sampling, frozen=True, kw_only=True):
+    """See the module. ``think`` and what follows are fields of modeld's own."""
 
     model: str
     messages: list[_System | _Developer | _User | _Assistant | _ToolResult]
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    max_tokens: int | None = None
     max_completion_tokens: int | None = None
-    stop: str | list[str] | None = None
-    seed: int | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
     tools: list[_Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | _ChooseOne | _ChooseAmong | None = None
     parallel_tool_calls: bool | None = None
@@ -229,23 +208,22 @@ class ChatRequest(_Strict, frozen=True):
     moderation: None = None
     prediction: None = None
     web_search_options: None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repeat_penalty: float | None = None
     think: bool | str | None = None
+    cache_control: Ephemeral | None = None
     shift: bool | None = None
     truncate: bool | None = None
 
-    def conversation(self, *, images: bool) -> list[Message]:
+    def conversation(self, *, images: bool, marks: bool = False) -> list[Message]:
         """The messages.
 
-        :param images: whether what answers may take pictures.
+        :param images: whether what answers may take pictures. :param marks: it is told of marks of caches.
         :raises InvalidRequestError: a picture is none. :raises NotSupportedError: there is one.
         """
         names: dict[str, str] = {}
         found = []
         for index, message in enumerate(self.messages):
-            found.append(_message(message, names, images, f"messages[{index}].content"))
+            made = _message(message, names, images, f"messages[{index}].content")
+            found.append(laid_out(made, message.content) if marks else made)
             names |= {call.id: call.function.name for call in found[-1].tool_calls}
         return found
 
@@ -257,17 +235,8 @@ class ChatRequest(_Strict, frozen=True):
         """
         self._check()
         tools, choice = self._tools()
-        return ChatConfig(
-            temperature=self.temperature,
+        return self.sampling().replace(
             max_tokens=self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            seed=self.seed,
-            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
-            frequency_penalty=self.frequency_penalty,
-            presence_penalty=self.presence_penalty,
-            repeat_penalty=self.repeat_penalty,
             tools=tools,
             tool_choice=choice,
             parallel_tool_calls=self.parallel_tool_calls,
@@ -279,6 +248,20 @@ class ChatRequest(_Strict, frozen=True):
             top_logprobs=self.top_logprobs,
         )
 
+    @property
+    def wishes(self) -> CacheWishes:
+        """What it says of caches."""
+        tools = {tool.function.name: tool.cache_control for tool in self.tools or () if tool.cache_control is not None}
+        options = self.prompt_cache_options
+        return CacheWishes(
+            whole=self.cache_control,
+            tools=tools,
+            marks=len(tools) + count_marks(self.messages) + (self.cache_control is not None),
+            points=count_marks(self.messages, "prompt_cache_breakpoint") + (options is not None),
+            key=self.prompt_cache_key,
+            retention=self.prompt_cache_retention,
+        )
+
     def _check(self) -> None:
         if self.store:
             raise NotSupportedError("store is not supported here; leave it out", feature="store")
@@ -287,7 +270,6 @@ class ChatRequest(_Strict, frozen=True):
             values = (getattr(self, one), getattr(self, other))
             if None not in values and values[0] != values[1]:
                 raise InvalidRequestError(f"{one} and {other} say the same: give one of them", parameter=one)
-        check_stream_options(self.stream_options, self.stream)
 
     def _think(self) -> str | None:
         if self.think is not None:
@@ -302,7 +284,7 @@ class ChatRequest(_Strict, frozen=True):
         if isinstance(choice, _ChooseAmong):
             names = [tool.function.name for tool in choice.allowed_tools.tools]
             if missing := set(names) - {tool.function.name for tool in tools}:
-                text = f"tool_choice allows {sorted(missing)[0]!r}, which is none of the tools"
+                text = f"tool_choice allows {reprlib.repr(min(missing))}, which is none of the tools"
                 raise InvalidRequestError(text, parameter="tool_choice")
             return tuple(tool for tool in tools if tool.function.name in names), choice.allowed_tools.mode
         return tools, choice
@@ -321,17 +303,6 @@ class ChatRequest(_Strict, frozen=True):
 def think_of(effort: str | None) -> str | None:
     """The level of thinking that OpenAI calls so."""
     return _EFFORT.get(effort or "", effort)
-
-
-def check_stream_options(options: PlainStreamOptions | None, stream: bool | None) -> None:
-    """:raises InvalidRequestError: they are of no stream. :raises NotSupportedError: one of them cannot be had."""
-    if options is None:
-        return
-    if not stream:
-        raise InvalidRequestError("stream_options are for streams: set stream", parameter="stream_options")
-    if options.include_obfuscation:
-        name = "stream_options.include_obfuscation"
-        raise NotSupportedError(f"{name} is not supported here; leave it out", feature=name)
 
 
 def _message(

@@ -16,7 +16,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from modeld.http.errors import Failure, error_body
+from modeld.http.errors import Dialect, Failure, dialect_of, error_body
 
 HEADER_SECONDS: Final = 10.0
 """From the first byte of a request to the end of its header; also from the connection to there."""
@@ -30,6 +30,9 @@ MAX_HEADER: Final = 32 * 1024
 """Bytes of a request's header."""
 MAX_CONNECTIONS: Final = 512
 """Further ones are closed at once: strangers too can connect, and a process has 1,024 descriptors on many systems."""
+
+_LINE: Final = 200
+"""Bytes of a request that are kept until its header is whole: the path, on which the shape of an error depends."""
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ class BoundedProtocol(H11Protocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._idle = False
+        self._line = b""
         self.lost: asyncio.Future[None] = self.loop.create_future()
         """Done when the connection has ended."""
 
@@ -74,6 +78,7 @@ class BoundedProtocol(H11Protocol):
         if self._idle:
             self._idle = False
             self._await_header()
+        self._line += data[: _LINE - len(self._line)]
         super().data_received(data)
         if self._answering:
             self._cancel_header_timer()
@@ -92,7 +97,7 @@ class BoundedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or for what is left of this one's body."""
-        self._idle = True
+        self._idle, self._line = True, b""
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -107,6 +112,13 @@ class BoundedProtocol(H11Protocol):
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
+    def _dialect(self) -> Dialect:
+        """Of the path that was asked, so far as it came."""
+        if self.cycle is not None and self._answering:
+            return dialect_of(self.cycle.scope["path"], tuple(self.cycle.scope["headers"]))
+        words = self._line.partition(b"\r\n")[0].split(b" ")
+        return dialect_of(words[1].partition(b"?")[0].decode("latin-1"), ()) if len(words) > 1 else "openai"
+
     def _await_header(self) -> None:
         self._cancel_header_timer()
         self._header_timer = self.loop.call_later(HEADER_SECONDS, self._too_slow)
@@ -117,10 +129,10 @@ class BoundedProtocol(H11Protocol):
 
     def _refuse(self, failure: Failure) -> None:
         """Answer where no answer has begun, and close."""
+        body = error_body(self._dialect(), failure, "")
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        body = error_body("openai", failure, "")
         headers = [
             ("content-type", "application/json"),
             ("content-length", str(len(body))),

@@ -34,7 +34,8 @@ class Responses:
         target = await self._models.find(request.model)
         messages = request.conversation_of(images=bool(target.backend))
         exchange.is_from(naming.user)
-        writer = ResponseWriter(request)
+        config = request.wishes.config(config, target.kind)
+        writer = ResponseWriter(request, request.wishes.notes(target.kind))
         answer = self._models.answer(target, messages, config, naming)
         if request.stream:
             await send_events(exchange, answer, writer)

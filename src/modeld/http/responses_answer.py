@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -86,10 +87,14 @@ class _Call(Struct):
 
 
 class ResponseWriter:
-    """One answer. :class:`modeld.http.sse.Encoder`, :class:`modeld.http.sse.Failing`; at its end :attr:`response`."""
+    """One answer. :class:`modeld.http.sse.Encoder`, :class:`modeld.http.sse.Failing`; at its end :attr:`response`.
 
-    def __init__(self, request: ResponsesRequest) -> None:
+    :param notes: warnings besides those of the answer.
+    """
+
+    def __init__(self, request: ResponsesRequest, notes: Sequence[WarningPart] = ()) -> None:
         self._request = request
+        self._offered = request.offered
         self._frame: Json = {
             "id": f"resp_{uuid.uuid4().hex}",
             "object": "response",
@@ -109,7 +114,7 @@ class ResponseWriter:
         self._words: _Words | None = None
         self._message: Json | None = None
         self._calls: dict[int, _Call] = {}
-        self._warnings: list[WarningPart] = []
+        self._warnings = list(notes)
         self._errors: list[ErrorPart] = []
         self.response = self._frame
 
@@ -147,9 +152,15 @@ class ResponseWriter:
         return b""
 
     def failed(self, failure: Failure) -> bytes:
-        """See :class:`modeld.http.sse.Failing`."""
-        code = openai_code(failure)
-        return self._begin() + self._event("error", code=code, message=failure.message, param=failure.param)
+        """See :class:`modeld.http.sse.Failing`. The first event has our code, the second one of the vendor's few."""
+        data = self._begin() + self._close("incomplete")
+        code, message = openai_code(failure), failure.message
+        data += self._event("error", code=code, message=message, param=failure.param)
+        kind = "rate_limit_exceeded" if failure.status == 429 else "server_error"
+        more = {"code": code, "warnings": self._warnings, "errors": self._errors}
+        frame = self._frame | {"status": "failed", "output": self._items(), "error": {"code": kind, "message": message}}
+        self.response = frame | {"modeld": more}
+        return data + self._event("response.failed", response=self.response)
 
     def _begin(self) -> bytes:
         if self._begun:
@@ -222,8 +233,9 @@ class ResponseWriter:
 
     def _start(self, start: ToolCallStart) -> bytes:
         data = self._close_words("completed")
-        item = {"id": f"fc_{uuid.uuid4().hex}", "type": "function_call", "status": "in_progress", "arguments": ""}
-        call = self._calls[start.index] = _Call(item | {"call_id": start.id, "name": start.name}, self._place())
+        item: Json = {"id": f"fc_{uuid.uuid4().hex}", "type": "function_call", "status": "in_progress", "arguments": ""}
+        item |= {"call_id": start.id} | self._offered.own(start.name)
+        call = self._calls[start.index] = _Call(item, self._place())
         return data + self._event("response.output_item.added", output_index=call.place, item=call.item)
 
     def _argue(self, index: int, arguments: str) -> bytes:
@@ -257,9 +269,7 @@ class ResponseWriter:
         data = b""
         if self._words is None and not self._output and not self._calls:
             data = self._open_words(_TEXT)
-        data += self._close_words("completed" if whole else "incomplete")
-        for index in sorted(self._calls):
-            data += self._finish_call(index, "completed" if whole else "incomplete")
+        data += self._close("completed" if whole else "incomplete")
         status = "completed" if whole else "failed" if reason in _FAILED else "incomplete"
         more: Json = {"completed_at": int(time.time())} if whole else {}
         if status == "incomplete":
@@ -267,10 +277,19 @@ class ResponseWriter:
         elif status == "failed":
             more["error"] = {"code": "server_error", "message": "the answer broke off: what came is not the whole"}
         told = extension(end, self._warnings, self._errors) | {"usage": end.usage}
-        output = [item for _, item in sorted(self._output.items())]
-        self.response = self._frame | {"status": status, "output": output, "usage": _usage(end.usage)} | more
+        self.response = self._frame | {"status": status, "output": self._items(), "usage": _usage(end.usage)} | more
         self.response |= {"modeld": told}
         return data + self._event(f"response.{status}", response=self.response)
+
+    def _close(self, status: str) -> bytes:
+        """End what is open."""
+        data = self._close_words(status)
+        for index in sorted(self._calls):
+            data += self._finish_call(index, status)
+        return data
+
+    def _items(self) -> list[Json]:
+        return [item for _, item in sorted(self._output.items())]
 
     def _place(self) -> int:
         self._places += 1

@@ -17,6 +17,7 @@ from msgspec import Struct
 from modeld.errors import InvalidRequestError, NotSupportedError
 from modeld.http.errors import Refusal
 from modeld.http.openai_request import CacheMark, picture
+from modeld.http.responses_tools import OfferedTools
 from modeld.types import FunctionCall, ImagePart, Message, ToolCall
 
 _SEAL: Final = "modeld.1."
@@ -64,7 +65,7 @@ ItemType = Literal["message", "function_call", "function_call_output", "reasonin
 class Item(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Any item. :data:`_FIELDS` has what each type needs and may have; ``message`` is what has no type.
 
-    The last three are the vendor's, which its client writes as null.
+    The last two are the vendor's, which its client writes as null.
     """
 
     type: ItemType = "message"
@@ -80,15 +81,15 @@ class Item(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     output: str | list[InputText | InputImage] | None = None
     summary: list[Summary] | None = None
     encrypted_content: str | None = None
+    namespace: str | None = None
     async_: None = None
     caller: None = None
-    namespace: None = None
 
 
 _FIELDS: Final[dict[ItemType, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "message": (("role", "content"), ("phase",)),
-    "function_call": (("call_id", "name", "arguments"), ("parsed_arguments",)),
-    "function_call_output": (("call_id", "output"), ("name",)),
+    "function_call": (("call_id", "name", "arguments"), ("parsed_arguments", "namespace")),
+    "function_call_output": (("call_id", "output"), ("name", "namespace")),
     "reasoning": ((), ("summary", "content", "encrypted_content")),
 }
 _PARTS: Final[dict[str, tuple[type[Struct], ...]]] = {
@@ -116,9 +117,13 @@ def _unsealed(sealed: str, place: str) -> str:
 
 
 class Conversation:
-    """Messages from items. :param images: whether what answers may take pictures."""
+    """Messages from items.
 
-    def __init__(self, *, images: bool) -> None:
+    :param offered: tools, by whose names calls are told. :param images: whether what answers may take pictures.
+    """
+
+    def __init__(self, offered: OfferedTools, *, images: bool) -> None:
+        self._offered = offered
         self._images = images
         self._names: dict[str, str] = {}
         self._found: list[Message] = []
@@ -147,16 +152,15 @@ class Conversation:
                 self._close()
             self._thinking += _thinking(item, place)
         elif item.type == "function_call":
-            id, name = item.call_id or "", item.name or ""
+            id, name = item.call_id or "", self._offered.flat(item.name or "", item.namespace)
             self._names[id] = name
             self._calls.append(ToolCall(id, FunctionCall(name, item.arguments or "")))
         elif item.type == "function_call_output":
             self._close()
             id = item.call_id or ""
             text, images = self._content(item.output, f"{place}.output")
-            self._found.append(
-                Message("tool", text, tool_call_id=id, name=self._names.get(id, item.name or ""), images=images)
-            )
+            name = self._names.get(id) or self._offered.flat(item.name or "", item.namespace)
+            self._found.append(Message("tool", text, tool_call_id=id, name=name, images=images))
         elif item.role == "assistant":
             if self._text or self._calls:
                 self._close()

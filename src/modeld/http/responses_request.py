@@ -9,68 +9,56 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from modeld.errors import InvalidRequestError, NotSupportedError
 from modeld.http.bodies import check_depth
-from modeld.http.openai_request import CacheOptions, PlainStreamOptions, check_stream_options, think_of
+from modeld.http.cache_marks import CacheWishes, count_marks
+from modeld.http.openai_request import CacheOptions, think_of
+from modeld.http.openai_sampling import PlainStreamOptions, Strict, check_stream_options
 from modeld.http.responses_items import Conversation, Item, check_calls
-from modeld.types import ChatConfig, FunctionTool, Message, ResponseFormat, Tool
+from modeld.http.responses_tools import Function, Namespace, OfferedTools, echoed
+from modeld.types import ChatConfig, Message, ResponseFormat, Tool
 
 _LOGPROBS = "message.output_text.logprobs"
 _SEALED = "reasoning.encrypted_content"
 
 
-class _Strict(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    pass
-
-
-class _Function(_Strict, frozen=True):
-    type: Literal["function"]
-    name: str
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-    allowed_callers: None = None
-    defer_loading: Literal[False] | None = None
-    output_schema: None = None
-
-
-class _Named(_Strict, frozen=True):
+class _Named(Strict, frozen=True):
     name: str
     type: Literal["function"]
 
 
-class _ChooseOne(_Strict, frozen=True, tag="function"):
+class _ChooseOne(Strict, frozen=True, tag="function"):
     name: str
 
 
-class _ChooseAmong(_Strict, frozen=True, tag="allowed_tools"):
+class _ChooseAmong(Strict, frozen=True, tag="allowed_tools"):
     mode: Literal["auto", "required"]
     tools: list[_Named]
 
 
-class _AnyText(_Strict, frozen=True, tag="text"):
+class _AnyText(Strict, frozen=True, tag="text"):
     pass
 
 
-class _AnyObject(_Strict, frozen=True, tag="json_object"):
+class _AnyObject(Strict, frozen=True, tag="json_object"):
     pass
 
 
-class _Schema(_Strict, frozen=True, tag="json_schema"):
+class _Schema(Strict, frozen=True, tag="json_schema"):
     name: str
     schema: dict[str, Any]
     description: str | None = None
     strict: bool | None = None
 
 
-class _TextConfig(_Strict, frozen=True):
+class _TextConfig(Strict, frozen=True):
     format: _AnyText | _AnyObject | _Schema | None = None
     verbosity: Literal["medium"] | None = None
 
 
-class _Reasoning(_Strict, frozen=True):
+class _Reasoning(Strict, frozen=True):
     """``generate_summary`` is what ``summary`` was called before."""
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
@@ -80,8 +68,11 @@ class _Reasoning(_Strict, frozen=True):
     mode: Literal["standard"] | None = None
 
 
-class ResponsesRequest(_Strict, frozen=True):
-    """See the module. ``seed`` and what follows are fields of modeld's own."""
+class ResponsesRequest(Strict, frozen=True):
+    """See the module. ``seed`` and what follows are fields of modeld's own.
+
+    ``client_metadata`` is what Codex says of itself in every request: it is checked, and nothing depends on it.
+    """
 
     model: str
     input: str | list[Item]
@@ -92,7 +83,7 @@ class ResponsesRequest(_Strict, frozen=True):
     temperature: float | None = None
     top_p: float | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    tools: list[_Function] | None = None
+    tools: list[Function | Namespace] | None = None
     tool_choice: Literal["none", "auto", "required"] | _ChooseOne | _ChooseAmong | None = None
     parallel_tool_calls: bool | None = None
     text: _TextConfig | None = None
@@ -102,6 +93,7 @@ class ResponsesRequest(_Strict, frozen=True):
     store: bool | None = None
     background: Literal[False] | None = None
     metadata: dict[str, str] | None = None
+    client_metadata: dict[str, str] | None = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -133,7 +125,7 @@ class ResponsesRequest(_Strict, frozen=True):
         items = [Item(role="user", content=self.input)] if isinstance(self.input, str) else self.input
         if not items:
             raise InvalidRequestError("input is empty: there is nothing to answer", parameter="input")
-        messages = Conversation(images=images).of(items, self.instructions or "")
+        messages = Conversation(self.offered, images=images).of(items, self.instructions or "")
         check_calls(messages)
         return messages
 
@@ -165,6 +157,20 @@ class ResponsesRequest(_Strict, frozen=True):
             logprobs=True if self.tells_logprobs else None,
             top_logprobs=self.top_logprobs,
         )
+
+    @property
+    def offered(self) -> OfferedTools:
+        """Its tools. :raises InvalidRequestError: a namespace has two of one name."""
+        return OfferedTools(self.tools or ())
+
+    @property
+    def wishes(self) -> CacheWishes:
+        """What it says of caches."""
+        items = () if isinstance(self.input, str) else self.input
+        parts = [item.content for item in items] + [item.output for item in items]
+        points = sum(count_marks(part, "prompt_cache_breakpoint") for part in parts)
+        points += self.prompt_cache_options is not None
+        return CacheWishes(points=points, key=self.prompt_cache_key, retention=self.prompt_cache_retention)
 
     @property
     def tells_logprobs(self) -> bool:
@@ -202,7 +208,7 @@ class ResponsesRequest(_Strict, frozen=True):
             "temperature": self.temperature,
             "text": {"format": _format_echoed(text.format), "verbosity": "medium"},
             "tool_choice": "auto" if self.tool_choice is None else msgspec.to_builtins(self.tool_choice),
-            "tools": [_tool_echoed(tool) for tool in self.tools or ()],
+            "tools": [echoed(tool) for tool in self.tools or ()],
             "top_logprobs": self.top_logprobs or 0,
             "top_p": self.top_p,
             "truncation": self.truncation or "disabled",
@@ -224,17 +230,16 @@ class ResponsesRequest(_Strict, frozen=True):
             raise InvalidRequestError(text, parameter="user")
 
     def _tools(self) -> tuple[tuple[Tool, ...], str | None]:
-        tools = tuple(_tool(tool, index) for index, tool in enumerate(self.tools or ()))
-        choice = self.tool_choice
+        offered, choice = self.offered, self.tool_choice
         if isinstance(choice, _ChooseOne):
-            return tools, choice.name
+            return tuple(offered.tools()), offered.chosen(choice.name)
         if isinstance(choice, _ChooseAmong):
-            names = [tool.name for tool in choice.tools]
-            if missing := set(names) - {tool.function.name for tool in tools}:
+            names = {offered.chosen(tool.name) for tool in choice.tools}
+            if missing := names - offered.names:
                 text = f"tool_choice allows {sorted(missing)[0]!r}, which is none of the tools"
                 raise InvalidRequestError(text, parameter="tool_choice")
-            return tuple(tool for tool in tools if tool.function.name in names), choice.mode
-        return tools, choice
+            return tuple(offered.tools(names)), choice.mode
+        return tuple(offered.tools()), choice
 
     def _format(self) -> ResponseFormat | None:
         wanted = self.text.format if self.text is not None else None
@@ -244,16 +249,6 @@ class ResponsesRequest(_Strict, frozen=True):
             return None
         check_depth(wanted.schema, "text.format.schema")
         return ResponseFormat(schema=wanted.schema, name=wanted.name, strict=wanted.strict is not False)
-
-
-def _tool(tool: _Function, index: int) -> Tool:
-    check_depth(tool.parameters, f"tools[{index}].parameters")
-    return Tool(FunctionTool(tool.name, tool.description or "", tool.parameters or {}, tool.strict))
-
-
-def _tool_echoed(tool: _Function) -> dict[str, Any]:
-    told = {"type": "function", "name": tool.name, "description": tool.description}
-    return told | {"parameters": tool.parameters, "strict": tool.strict}
 
 
 def _format_echoed(wanted: _AnyText | _AnyObject | _Schema | None) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -56,7 +58,8 @@ def make_app(service: ModelService, gateway: RepositoryService, gate: Gate, trac
     ]
     calls.append(_get("/openapi.json", OpenApi(calls)))
     routes = [*calls, _get("/metrics", Scrape(service, metrics)), *pages.routes()]
-    return Guard(Router(routes, redirect_slashes=False, default=_no_route), gate, metrics)
+    router = Router(routes, redirect_slashes=False, default=_no_route({one.path for one in calls}))
+    return Guard(router, gate, metrics, routes)
 
 
 def _get(path: str, handler: Handler) -> Route:
@@ -80,5 +83,16 @@ async def _health(exchange: Exchange) -> None:
     await exchange.reply({"status": "ok"})
 
 
-async def _no_route(scope: Scope, receive: Receive, send: Send) -> None:
-    raise Refusal(404, "not_found", "there is no such route; docs/http.md lists all")
+def _no_route(known: Collection[str]) -> ASGIApp:
+    """Refuses what no route takes. A base address that lacks ``/v1``, or has it twice, is the usual reason."""
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        text = "there is no such route; GET /openapi.json lists all"
+        if f"/v1{path}" in known:
+            text = f"there is no route {path}, but /v1{path}: end the client's base URL with /v1"
+        elif path.startswith("/v1/v1/") and path[3:] in known:
+            text = f"there is no route {path}, but {path[3:]}: leave /v1 off the client's base URL"
+        raise Refusal(404, "not_found", text)
+
+    return refuse

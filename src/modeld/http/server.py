@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 import ssl
@@ -26,7 +27,8 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
     :raises InvalidRequestError: nobody can listen there: the port is taken, or the address is none of this machine.
     """
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    place = f"[{host}]" if ":" in host else host
+    where = f"{place}:{port}"
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind, protocol)
@@ -43,6 +45,8 @@ def bound_socket(host: str, port: int) -> socket.socket:
             raise
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            reason = f"another node or program has that port (`modeld serve --http {place}:0` takes a free one)"
         raise InvalidRequestError(f"cannot serve HTTP on {where}: {reason}", parameter="http") from None
     return found
 

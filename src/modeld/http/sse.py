@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Final, Protocol, Self, runtime_checkable
 
 from modeld.errors import CancelledError, ModeldError
-from modeld.http.errors import Failure, Refusal, error_body, failure_of
+from modeld.http.errors import STOPPING, Failure, Refusal, error_body, failure_of
 from modeld.http.exchange import Exchange
-from modeld.http.metrics import TRACE
+from modeld.http.metrics import TRACE, Parts
 from modeld.transport.errors import public_error
 from modeld.types import EndPart, StreamPart
 
@@ -22,14 +23,13 @@ HEADERS_SECONDS: Final = 0.25
 HEARTBEAT_SECONDS: Final = 5.0
 """A stream that is silent for so long says that it lives, whatever the engine does."""
 
+LAST_SECONDS: Final = 0.5
+"""How long a client may take that does not read, when its stream is ended before its end."""
+
 _BUFFER: Final = 64
 """Parts that are read ahead of the client. The engine has its own bound behind them."""
 COMMENT: Final = b": still working\n\n"
 """What no client takes for an event."""
-
-
-Parts = AsyncIterator[StreamPart]
-"""What an answer is read from."""
 
 
 class Encoder(Protocol):
@@ -121,18 +121,31 @@ async def send_events(exchange: Exchange, answer: AbstractAsyncContextManager[Pa
         if items and isinstance(items[0], Exception):
             raise items[0]
         await exchange.start(200, "text/event-stream; charset=utf-8", (("cache-control", "no-store"),))
-        told = -math.inf
-        while True:
-            data, over = _encoded(exchange, items, encoder)
-            # By the clock: an answer may make parts all the time of which none is an event.
-            if not data and not over and time.monotonic() - told >= HEARTBEAT_SECONDS:
-                data = encoder.heartbeat()
-            if data or over:
-                await exchange.write(data, more=not over)
-                told = time.monotonic()
-            if over:
-                return
-            items = await feed.next(max(0.0, told + HEARTBEAT_SECONDS - time.monotonic()))
+        try:
+            await _write_all(exchange, feed, items, encoder)
+        except asyncio.CancelledError:
+            # The server stops, and its clients are to know that this was no end. One that has left hears nothing.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_SECONDS):
+                    await exchange.write(_failed(exchange, STOPPING, encoder), more=False)
+            raise
+
+
+async def _write_all(
+    exchange: Exchange, feed: Feed, items: Sequence[StreamPart | Exception | None], encoder: Encoder
+) -> None:
+    told = -math.inf
+    while True:
+        data, over = _encoded(exchange, items, encoder)
+        # By the clock: an answer may make parts all the time of which none is an event.
+        if not data and not over and time.monotonic() - told >= HEARTBEAT_SECONDS:
+            data = encoder.heartbeat()
+        if data or over:
+            await exchange.write(data, more=not over)
+            told = time.monotonic()
+        if over:
+            return
+        items = await feed.next(max(0.0, told + HEARTBEAT_SECONDS - time.monotonic()))
 
 
 def _encoded(
@@ -143,16 +156,16 @@ def _encoded(
         if item is None:
             return b"".join([*data, encoder.end()]), True
         if isinstance(item, Exception):
-            return b"".join([*data, _broken(exchange, item, encoder)]), True
+            known = item if isinstance(item, ModeldError | Refusal) else public_error(item, "stream")
+            return b"".join([*data, _failed(exchange, failure_of(known, exchange.fields), encoder)]), True
         data.append(encoder.part(item))
     return b"".join(data), False
 
 
-def _broken(exchange: Exchange, error: Exception, encoder: Encoder) -> bytes:
-    known = error if isinstance(error, ModeldError | Refusal) else public_error(error, "stream")
+def _failed(exchange: Exchange, failure: Failure, encoder: Encoder) -> bytes:
     if isinstance(encoder, Failing):
-        return encoder.failed(failure_of(known))
-    body = error_body(exchange.dialect, failure_of(known), exchange.request_id)
+        return encoder.failed(failure)
+    body = error_body(exchange.dialect, failure, exchange.request_id)
     return (b"event: error\n" if exchange.dialect == "anthropic" else b"") + event(body)
 
 

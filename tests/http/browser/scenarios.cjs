@@ -60,12 +60,62 @@ const scenarios = {
     await page.click("#load");
     await until(page, "why", () => /longer than the 8192 tokens/.test(document.querySelector("#planned .wrong")?.textContent));
     await until(page, "the arithmetic", () => document.querySelectorAll("#planned tr.sum").length === 2);
+    check((await text(page, "#planned .line button >> nth=-1")) === "context 8192 KV q8_0", await text(page, "#planned .line"));
     await page.click("#planned .line button");
     check((await page.inputValue("#context")) === "8192", await page.inputValue("#context"));
     await page.click("#load");
     await until(page, "it fits now", () => document.querySelector("#planned").textContent === "tiny is resident.");
     await page.click("#unload");
     await until(page, "it is gone", () => document.querySelector("#headline").textContent === "no model is resident");
+  },
+
+  /** What is offered for KV is what a model of that type can have. */
+  async kvTypes(page) {
+    const offered = () => page.locator("#kv option").allInnerTexts().then((names) => names.join(" "));
+    await page.selectOption("#model", "tiny");
+    check((await offered()) === "f16 q8_0 q4_0", await offered());
+    await page.selectOption("#kv", "q8_0");
+    await page.selectOption("#model", "tiny-ov");
+    check((await offered()) === "f16 f32", await offered());
+    check((await page.inputValue("#kv")) === "f16", await page.inputValue("#kv"));
+    await page.selectOption("#kv", "f32");
+    await page.click("#plan");
+    await until(page, "its plan", () => document.querySelector("#planned").textContent.startsWith("It fits"));
+    await page.selectOption("#model", "tiny");
+    check((await page.inputValue("#kv")) === "f16", await page.inputValue("#kv"));
+  },
+
+  /** A model that another program asks for replaces the one that was loaded here, and the page says so. */
+  async replaced(page, url, token) {
+    await page.selectOption("#model", "tiny");
+    await page.click("#load");
+    await until(page, "tiny is resident", () => document.querySelector("#planned").textContent === "tiny is resident.");
+    await page.fill("#question", "Count to 3.");
+    await page.press("#question", "Enter");
+    await until(page, "the answer", () => /reused/.test(document.querySelector(".assistant > .slip")?.textContent));
+    await until(page, "its session", () => document.querySelector("#tapes li b")?.textContent === "this chat");
+    const body = JSON.stringify({ model: "fake", messages: [{ role: "user", content: "Hello" }], max_tokens: 3 });
+    const answer = await fetch(`${url}/v1/chat/completions`, { method: "POST", body, headers: { authorization: `Bearer ${token}`, "content-type": "application/json" } });
+    check(answer.ok, await answer.text());
+    await until(page, "the other model", () => document.querySelector("#headline").textContent === "fake");
+    check((await text(page, "#planned")) === "", await text(page, "#planned"));
+    await until(page, "whose session it was", () => [...document.querySelectorAll("#tapes li b")].some((one) => one.textContent === "this chat (tiny)"));
+    await page.click("#unload");
+    await until(page, "it is gone", () => document.querySelector("#headline").textContent === "no model is resident");
+  },
+
+  /** A node that is gone is not shown as if it were there, and a question that it did not answer is not lost. */
+  async gone(page) {
+    await until(page, "the node", () => document.querySelector("#headline").textContent !== "not connected");
+    await page.selectOption("#chat-model", "tiny");
+    await page.evaluate(() => { window.fetch = () => Promise.reject(new TypeError("Failed to fetch")); });
+    await page.fill("#question", "Count to 4.");
+    await page.press("#question", "Enter");
+    await until(page, "that it is gone", () => document.querySelector("#headline").textContent === "no answer from the node");
+    await until(page, "what is done about it", () => document.querySelector("#trouble").textContent.includes("Trying again"));
+    await until(page, "the question", () => document.querySelector("#question").value === "Count to 4.");
+    check((await text(page, ".assistant .wrong")) === "The node does not answer.", await text(page, ".assistant .wrong"));
+    check((await page.evaluate(() => chat.messages.length)) === 0, "an unanswered question stays in the conversation");
   },
 
   /** The page is everybody's, the node is not. */

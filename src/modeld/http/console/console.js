@@ -8,7 +8,7 @@ const SAMPLES = 80;
 
 const $ = (id) => document.getElementById(id);
 const number = (value) => Math.round(value).toLocaleString("en");
-const state = { token: "", node: null, sessions: [], slips: [], seen: new Map(), samples: [], before: null, open: new Set(), round: 0 };
+const state = { token: "", node: null, sessions: [], slips: [], seen: new Map(), samples: [], before: null, open: new Set(), round: 0, types: {} };
 
 /** An element with properties and children; text stays text. */
 function make(tag, properties = {}, ...children) {
@@ -65,9 +65,20 @@ async function attempt(work, tell = trouble) {
   } catch (error) {
     if (error.name === "AbortError") return undefined;
     if (error.status === 401) askForToken("The node does not take this token.");
-    else tell(error instanceof Refused ? error.message : "The node does not answer. Trying again.");
+    else if (error instanceof Refused) tell(error.message);
+    else {
+      tell("The node does not answer.");
+      lost();
+    }
     return undefined;
   }
+}
+
+/** What is on the board is old until the node answers again, for which `poll` asks. */
+function lost() {
+  $("light").className = "failed";
+  $("headline").textContent = "no answer from the node";
+  trouble("The node does not answer. Trying again; modeld serve starts it.");
 }
 
 // Coming in
@@ -130,6 +141,8 @@ function show() {
   const context = node.model ? `${number(node.context)} tokens of context, ${node.kv_type}, ` : "";
   $("about").textContent = `${context}version ${node.version}`;
   $("unload").disabled = !node.model;
+  // What was loaded here may have been replaced by whoever asked for another model.
+  if (![undefined, node.model || ""].includes($("planned").dataset.model)) told([]);
   showMemory(node);
   showRates(node);
   showSessions();
@@ -196,7 +209,9 @@ function showRates(node) {
 
 const keyOf = (session) => JSON.stringify([session.workspace, session.name, session.digest]);
 const query = (session) => new URLSearchParams({ name: session.name, workspace: session.workspace, model: session.digest });
-const titleOf = (session) => (session.name === chat.session ? "this chat" : session.workspace === "default" ? session.name : `${session.workspace} / ${session.name.slice(0, 12)}`);
+const nameOf = (session) => (session.name === chat.session ? "this chat" : session.workspace === "default" ? session.name : `${session.workspace} / ${session.name.slice(0, 12)}`);
+/** With the model where that is another one than the resident. */
+const titleOf = (session) => nameOf(session) + (state.node && state.node.model && session.digest !== state.node.digest ? ` (${session.model})` : "");
 
 function tape(session, longest) {
   const { tape: all, shared, ram, disk, kept } = session;
@@ -302,14 +317,29 @@ function noteReceipts() {
 
 // Models
 
+/** What was chosen stays chosen. */
+function offer(list, names, resident) {
+  const chosen = names.includes(list.value) ? list.value : resident && resident.name;
+  list.replaceChildren(...names.map((name) => make("option", {}, name)));
+  if (chosen) list.value = chosen;
+}
+
+/** Of KV by type of model; the first is what is taken where nothing is chosen. */
+const KV_TYPES = { llama: ["f16", "q8_0", "q4_0"], openvino: ["f16", "f32"] };
+
+function fillKv() {
+  offer($("kv"), KV_TYPES[state.types[$("model").value]] || KV_TYPES.llama);
+}
+
 async function fillModels() {
   const { models } = await call("GET", "/modeld/v1/models");
+  state.types = Object.fromEntries(models.map((model) => [model.name, model.type]));
   const usable = models.filter((model) => !model.error).map((model) => model.name);
-  $("model").replaceChildren(...usable.map((name) => make("option", {}, name)));
   const listed = await call("GET", "/v1/models");
-  $("chat-model").replaceChildren(...listed.data.map((model) => make("option", {}, model.id)));
   const resident = models.find((model) => model.resident);
-  if (resident) $("model").value = $("chat-model").value = resident.name;
+  offer($("model"), usable, resident);
+  fillKv();
+  offer($("chat-model"), listed.data.map((model) => model.id), resident);
 }
 
 const wanted = () => ({ model: $("model").value, context: Number($("context").value) || 0, kv_type: $("kv").value });
@@ -321,7 +351,7 @@ function arithmetic(plan, said) {
   const fits = plan.fits ? make("p", {}, `It fits: ${most}`) : make("p", { className: "wrong", role: "alert" }, said || plan.reason);
   const table = plan.usable ? make("table", {}, make("caption", { className: "unseen" }, "The plan's arithmetic"), body) : "";
   const others = plan.fits ? [] : plan.alternatives.map((text) => {
-    const choose = make("button", { type: "button", className: "plain" }, text.replaceAll("_", " "));
+    const choose = make("button", { type: "button", className: "plain" }, text.replace("context=", "context ").replace("kv_type=", "KV "));
     choose.addEventListener("click", () => {
       $("context").value = (/context=(\d+)/.exec(text) || [0, 0])[1];
       $("kv").value = (/kv_type=(\w+)/.exec(text) || [0, "f16"])[1];
@@ -334,19 +364,27 @@ function arithmetic(plan, said) {
 
 async function planned(said = "") {
   const model = await call("POST", "/modeld/v1/describe", wanted());
-  $("planned").replaceChildren(...arithmetic(model.plan, said));
+  told(arithmetic(model.plan, said));
+}
+
+/** Show it below the form of models, in place of what was there. `model`: for as long as that one is resident. */
+function told(children, model) {
+  $("planned").replaceChildren(...children);
+  if (model === undefined) delete $("planned").dataset.model;
+  else $("planned").dataset.model = model;
 }
 
 async function change(path, body, doing) {
   for (const id of ["load", "unload"]) $(id).disabled = true;
-  $("planned").replaceChildren(make("p", { className: "note" }, doing));
+  told([make("p", { className: "note" }, doing)]);
   try {
     state.node = await call("POST", path, body);
-    $("planned").replaceChildren(make("p", {}, state.node.model ? `${state.node.model} is resident.` : "Nothing is resident now."));
+    const { model } = state.node;
+    told([make("p", {}, model ? `${model} is resident.` : "Nothing is resident now.")], model || "");
   } catch (error) {
     if (error.code === "does_not_fit") await planned(error.message);
     else {
-      $("planned").replaceChildren();
+      told([]);
       throw error;
     }
   } finally {
@@ -355,7 +393,7 @@ async function change(path, body, doing) {
   }
 }
 
-const refusedLoad = (text) => $("planned").replaceChildren(make("p", { className: "wrong", role: "alert" }, text));
+const refusedLoad = (text) => told([make("p", { className: "wrong", role: "alert" }, text)]);
 
 // Chat
 
@@ -472,7 +510,11 @@ async function answer() {
   // Half a call can be neither answered nor sent back.
   if (!end) delete message.tool_calls;
   if (message.content || message.tool_calls) chat.messages.push(message);
-  else if (chat.messages.at(-1)?.role === "user") chat.messages.pop();
+  else if (chat.messages.at(-1)?.role === "user") {
+    const { content } = chat.messages.pop();
+    // It was not answered and is not part of the conversation: nobody has to type it again.
+    if (!end && !$("question").value) $("question").value = content;
+  }
   if (end && end.receipt) view.slip.textContent = `${costOf(end.receipt)}. ${words(end.finish_reason)}.`;
   for (const wrong of (end && end.errors) || []) view.calls.append(make("p", { className: "wrong" }, wrong.message));
   if (message.tool_calls && end) offerResults(message.tool_calls, view);
@@ -546,6 +588,7 @@ on("entry", "submit", () => {
   if (token) comeIn(token);
 });
 on("leave", "click", () => askForToken());
+on("model", "change", fillKv);
 on("loading", "submit", () => attempt(() => change("/modeld/v1/load", wanted(), "Loading."), refusedLoad));
 on("unload", "click", () => attempt(() => change("/modeld/v1/unload", {}, "Unloading, once its calls have ended."), refusedLoad));
 on("plan", "click", () => attempt(() => planned(), refusedLoad));
@@ -566,7 +609,12 @@ on("question", "keydown", (event) => {
 });
 on("stop", "click", () => chat.running && chat.running.abort());
 document.addEventListener("keydown", (event) => event.key === "Escape" && chat.running && chat.running.abort());
-document.addEventListener("visibilitychange", () => !document.hidden && state.token && poll());
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden || !state.token) return;
+  poll();
+  // A model may have been installed meanwhile.
+  attempt(fillModels);
+});
 // A link that is opened in a tab where the page is already.
 window.addEventListener("hashchange", () => location.hash.startsWith("#token=") && begin());
 freshChat();

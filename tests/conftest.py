@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from blockbuster import blockbuster_ctx
+from grpc.aio import init_grpc_aio, shutdown_grpc_aio
 from hypothesis import settings
 
 
@@ -19,6 +20,15 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def grpc_stays_initialised() -> Iterator[None]:
+    """The last server or channel of gRPC that is collected ends its poller and waits for that thread, which blocks
+    whatever test the collector happens to run in."""
+    init_grpc_aio()
+    yield
+    shutdown_grpc_aio()
 
 
 @pytest.fixture(autouse=True)

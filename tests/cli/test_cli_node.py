@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 
 import pytest
 
+from modeld.cli.serve import DEFAULT_HTTP
 from modeld.node.store import bundled_path
 
 from .conftest import CommandLine, alive
@@ -154,6 +158,32 @@ def test_doctor_finds_what_is_wrong_and_says_what_to_do(command: CommandLine, no
     assert "chmod 600" in shared.out
 
 
+def test_doctor_says_why_there_is_no_http_and_what_an_engine_lacks(command: CommandLine) -> None:
+    del command.env["MODELD_HTTP"]
+    host, port = DEFAULT_HTTP.split(":")
+    with socket.socket() as stranger:
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):  # Another test's node may have it.
+            stranger.bind((host, int(port)))
+            stranger.listen()
+        command.serve()
+        done = command("doctor", "--json", env={"MODELD_OPENVINO_DEVICE": "XPU"})
+    found = {check["name"]: check for check in done.json["checks"]}
+    assert found["http"]["state"] == "warn"
+    assert "another node or program has that port (`modeld serve --http 127.0.0.1:0`" in found["http"]["message"]
+    assert "modeld stop" in found["http"]["hint"]
+    assert found["openvino"]["state"] == "fail"
+    assert "MODELD_OPENVINO_DEVICE=XPU" in found["openvino"]["message"]
+
+
+def test_doctor_names_the_address_of_http(command: CommandLine) -> None:
+    command.serve("--http", "127.0.0.1:0")
+    found = {check["name"]: check for check in command("doctor", "--json").json["checks"]}
+    assert found["http"]["state"] == "ok"
+    assert found["http"]["message"].startswith(command("status", "--json").json["node"]["http"])
+    assert found["openvino"]["state"] == "ok"
+
+
 def test_doctor_survives_a_native_library_that_aborts(command: CommandLine) -> None:
     broken = command.root.parent / "broken"
     (broken / "llama_cpp").mkdir(parents=True)
@@ -170,6 +200,28 @@ def test_doctor_survives_a_native_library_that_aborts(command: CommandLine) -> N
     (llama,) = [check for check in done.json["checks"] if check["name"] == "llama"]
     assert llama["state"] == "fail"
     assert "pip install llama-cpp-python" in llama["message"]
+
+
+def test_doctor_looks_at_openvino_and_takes_it_for_optional(command: CommandLine) -> None:
+    def found(**env: str) -> tuple[int, str, str]:
+        done = command("doctor", "--json", env=env)
+        (check,) = [check for check in done.json["checks"] if check["name"] == "openvino"]
+        return done.code, check["state"], check["message"]
+
+    code, state, message = found(MODELD_OPENVINO_DEVICE="CPU")
+    assert (code, state) == (0, "ok")
+    assert "tokenizers" in message
+    assert "processor only" in message
+    code, state, message = found(MODELD_OPENVINO_DEVICE="NPU")
+    assert (code, state) == (1, "fail")
+    assert "an NPU compiles graphs of fixed shapes" in message
+
+    without = command.root.parent / "without"
+    (without / "openvino").mkdir(parents=True)
+    (without / "openvino" / "__init__.py").write_text("raise ImportError('no such library')\n")
+    code, state, message = found(PYTHONPATH=os.pathsep.join([str(without), command.env["PYTHONPATH"]]))
+    assert (code, state) == (0, "ok")
+    assert "is not installed (no such library): pip install openvino" in message
 
 
 def test_doctor_fails_on_a_folder_that_others_may_write(command: CommandLine) -> None:
@@ -246,3 +298,17 @@ def test_quick_commands_import_nothing_heavy(command: CommandLine, arguments: li
         [command.python, "-c", program, *arguments], env=command.env, capture_output=True, timeout=60, check=True
     )
     assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+def test_a_disk_that_is_full_is_no_defect(command: CommandLine) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "modeld", "version"],
+            env=command.env,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == b"modeld: the output could not be written: No space left on device; free some room\n"

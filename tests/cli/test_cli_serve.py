@@ -15,7 +15,7 @@ from modeld.cli.output import duration, receipt_line, visible
 from modeld.errors import InvalidRequestError
 from modeld.types import EndPart, Receipt, ReuseStop, Usage
 
-from .conftest import CommandLine, alive
+from .conftest import CommandLine, alive, read_line
 
 
 def test_the_ready_line_says_who_serves_what_and_where(command: CommandLine) -> None:
@@ -58,6 +58,7 @@ def test_a_signal_lets_a_running_answer_end(command: CommandLine, node: subproce
     assert child.stdout is not None
     child.stdout.read(1)
     node.send_signal(signal.SIGTERM)
+    assert "ending: running calls have 5 s" in read_line(node)
     done = command.finish(child)
     assert (done.code, done.out.split()[-1]) == (0, "40"), done.err
     assert node.wait(60) == 0

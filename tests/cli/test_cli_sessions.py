@@ -219,3 +219,12 @@ def test_interrupted_in_the_middle_of_the_file_leaves_nothing(
     child.stdout.read()
     assert child.wait(60) == 130
     assert os.listdir(command.root / "snapshots") == []
+
+
+@pytest.mark.usefixtures("node")
+def test_a_name_that_other_commands_want_is_whole_beside_a_workspace_that_is_long(command: CommandLine) -> None:
+    name, workspace = "0123456789abcdef" * 2 + "-of-an-agent", "user_" + "0123456789" * 12
+    assert command("run", "fake", "hello", "--session", name, "--workspace", workspace).code == 0
+    terminal = command.terminal("ps")
+    assert name in terminal.expect("KV of")
+    assert terminal.end() == 0

@@ -37,6 +37,7 @@ CASES: list[ProviderCase] = [
             code="billing_error",
             message="Your credit balance is too low to access the Anthropic API.",
         ),
+        samples={"prompt_cache": "1h"},
         unlisted={"size": LISTING, "digest": LISTING, "can_chat": LISTING, "can_embed": LISTING},
     )
 ]

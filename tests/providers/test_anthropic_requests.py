@@ -369,3 +369,49 @@ def test_what_came_back_from_storage_as_json_is_the_same() -> None:
 
 def test_stops_are_a_list() -> None:
     assert built(stop=("a", "b"))["stop_sequences"] == ["a", "b"]
+
+
+MARK = {"cache_control": {"type": "ephemeral"}}
+
+
+def layout(*content: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"anthropic": {"content": list(content), **more}}
+
+
+def test_the_whole_prompt_is_kept_when_asked() -> None:
+    assert "cache_control" not in built()
+    assert built(prompt_cache="5m")["cache_control"] == {"type": "ephemeral", "ttl": "5m"}
+    assert "'5m' or '1h', not for '24h'" in refusal("prompt_cache", prompt_cache="24h")
+    with pytest.raises(InvalidRequestError, match="prompt_cache must be one of"):
+        ChatConfig(prompt_cache="for ever")  # type: ignore[arg-type]
+
+
+def test_marks_travel_with_tools_and_blocks() -> None:
+    tool = Tool(FunctionTool("clock", provider_meta={"anthropic": MARK, "other": 1}))
+    meta = layout({"type": "text", "length": 2}, {"type": "text", "length": 1} | MARK)
+    messages = [
+        Message("user", "abc", provider_meta=meta),
+        Message("assistant", "", tool_calls=CALLS[1:]),
+        Message("tool", "noon", tool_call_id="call_2", provider_meta={"anthropic": MARK}),
+    ]
+    body = built(messages, tools=(tool,))
+    assert body["tools"][0]["cache_control"] == MARK["cache_control"]
+    first, _, last = (turn["content"] for turn in body["messages"])
+    assert first == [{"type": "text", "text": "ab"}, {"type": "text", "text": "c"} | MARK]
+    assert last == [{"type": "tool_result", "tool_use_id": "call_2", "content": "noon"} | MARK]
+
+
+def test_a_message_that_was_changed_is_laid_out_as_usual() -> None:
+    for entries in ([{"type": "text", "length": 4} | MARK], [{"type": "text", "length": 3} | MARK, {"type": "image"}]):
+        body = built([Message("user", "abc", provider_meta=layout(*entries))])
+        assert body["messages"][0]["content"] == [{"type": "text", "text": "abc"}]
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [{"anthropic": []}, {"anthropic": {"content": 5}}, layout({"type": "text", "length": -1}), layout({"length": 1})],
+    ids=str,
+)
+def test_a_layout_that_is_none_is_refused(meta: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError, match="has to go back as it came"):
+        built([Message("user", "abc", provider_meta=meta)])

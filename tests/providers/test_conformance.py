@@ -55,7 +55,7 @@ from modeld.repository.tracker import Attribute
 from modeld.testing.google import FakeGemini
 from modeld.testing.server import Answer, FakeServer, Fault
 from modeld.thinking import LEVELS
-from support.providers import ProviderCase, provider_cases
+from support.providers import ProviderCase, first_of, provider_cases
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("case", provider_cases(), ids=lambda case: case.id)]
 
@@ -99,6 +99,8 @@ SAMPLES: dict[str, object] = {
     "think": "high",
     "shift": True,
     "truncate": True,
+    "prompt_cache": "24h",
+    "prompt_cache_key": "key",
     "timeout": 30.0,
 }
 
@@ -336,7 +338,7 @@ async def test_no_option_is_dropped(case: ProviderCase, option: str) -> None:
         base = ChatConfig(tools=(LIST,)) if option in ("tool_choice", "parallel_tool_calls") else ChatConfig()
         if option == "top_logprobs":
             base = ChatConfig(logprobs=True)
-        config = base.replace(**{option: SAMPLES[option]})
+        config = base.replace(**{option: case.samples.get(option, SAMPLES[option])})
         if wire.rules[option].kind == "error":
             with pytest.raises(NotSupportedError) as caught:
                 await client.chat(ASK, config)
@@ -540,7 +542,7 @@ async def test_leaving_a_stream_closes_the_request(case: ProviderCase) -> None:
         client = await b.client()
         b.server.script(Fault(kind="hang", after=4))
         async with await client.stream(ASK) as stream:
-            assert isinstance(await anext(aiter(stream)), TextPart)
+            assert isinstance(await first_of(stream), TextPart)
             assert b.server.cut_off == 0
         await until(lambda: b.server.cut_off == 1)
         assert [part async for part in stream] == []

@@ -26,7 +26,7 @@ from modeld.repository import CatalogOptions, RetryPolicy, new_catalog_provider
 from modeld.repository.client import WireClient
 from modeld.repository.provider import WireCatalog
 from modeld.testing.server import Answer, FakeServer, Fault
-from support.providers import ProviderCase, provider_cases
+from support.providers import ProviderCase, first_of, provider_cases
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("case", provider_cases(), ids=lambda case: case.id)]
 
@@ -210,7 +210,7 @@ async def test_a_stream_that_is_dropped_without_a_word_closes_the_request(case: 
         client = await b.client()
         b.server.script(Fault(kind="hang", after=4))
         stream = await client.stream(ASK)
-        assert isinstance(await anext(aiter(stream)), TextPart)
+        assert isinstance(await first_of(stream), TextPart)
         assert b.server.cut_off == 0
         del stream
         gc.collect()

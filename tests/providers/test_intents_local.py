@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from modeld import BackendSpec, ContextOverflowError, FunctionCall, FunctionTool, Message, SessionConfig, Tool, ToolCall
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.providers.llama import LlamaWire
 from modeld.providers.openvino import OpenvinoWire
 from modeld.repository import CatalogOptions, RetryPolicy
@@ -30,6 +31,9 @@ class Recorder:
     async def open_session(self, ref: object, config: SessionConfig) -> Recorder:
         self.configs.append(config)
         return self
+
+    async def close(self) -> None:
+        """A session is closed after its call."""
 
     def turn(self, messages: tuple[Message, ...], **more: Any) -> None:
         self.turns.append({"messages": messages, **more})

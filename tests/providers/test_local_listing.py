@@ -12,7 +12,8 @@ import pytest
 
 import modeld
 from modeld import InvalidModelError, InvalidRequestError, Message, ModelError, ModelNotFoundError
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.node.store import bundled_path
 from modeld.providers.llama import LlamaWire
 from modeld.providers.node_wire import listed

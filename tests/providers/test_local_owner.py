@@ -24,7 +24,7 @@ from modeld import (
     NodeStaleError,
     NodeUnreachableError,
 )
-from modeld.node.node import NodeConfig
+from modeld.node.config import NodeConfig
 from modeld.node.record import probe
 from modeld.providers.llama import LlamaWire
 from modeld.providers.openvino import OpenvinoWire

@@ -31,6 +31,9 @@ class Recorder:
         self.opened.append((ref, config))
         return self
 
+    async def close(self) -> None:
+        """A session is closed after its call."""
+
     def turn(self, messages: tuple[Message, ...], **more: object) -> None:
         self.turns.append({"messages": messages, **more})
         raise ContextOverflowError("enough")

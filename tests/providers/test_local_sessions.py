@@ -26,7 +26,8 @@ from modeld import (
     ResponseFormat,
     TextPart,
 )
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.providers.llama import Found, LlamaWire, LocalWire
 from modeld.providers.node_wire import WORKSPACE, NodeWire
 from modeld.providers.openvino import OpenvinoWire

@@ -27,7 +27,8 @@ from modeld import (
     TokenWrongError,
     Usage,
 )
-from modeld.node.node import Node, NodeConfig
+from modeld.node.config import NodeConfig
+from modeld.node.node import Node
 from modeld.node.store import bundled_path
 from modeld.providers import modeld as module
 from modeld.providers.modeld import ModeldWire, parse_address

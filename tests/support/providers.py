@@ -1,6 +1,6 @@
 """The providers that the conformance suite runs, each with the fake of its vendor's wire."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from modeld.repository import BackendSpec
 from modeld.testing.server import FakeServer, Fault
+from modeld.types import ProgressPart, StreamPart
 
 MODULES = ("openai", "responses", "vllm", "compatible", "anthropic", "gemini", "vertex", "ollama")
 """Each a ``case_NAME.py`` beside the suite, with ``CASES``."""
@@ -23,6 +24,7 @@ class ProviderCase(Struct, frozen=True, kw_only=True):
         ``None``.
     :param quota: the vendor's words for an account without credit; ``None``: it has none of its own.
     :param can_refuse: the vendor has a way to decline.
+    :param samples: values of options that are not those of the others.
     :param unlisted: fields of ObservedModel and its capabilities that the vendor's listing does not send, by page.
     """
 
@@ -40,6 +42,7 @@ class ProviderCase(Struct, frozen=True, kw_only=True):
     tokens: int | None = None
     quota: Fault | None = None
     can_refuse: bool = True
+    samples: dict[str, object] = {}
     unlisted: dict[str, str] = {}
 
 
@@ -58,3 +61,9 @@ def _cases(path: Path) -> list[ProviderCase]:
     spec.loader.exec_module(module)
     cases: list[ProviderCase] = module.CASES
     return cases
+
+
+async def first_of(stream: AsyncIterator[StreamPart]) -> StreamPart:
+    """The first part of the answer itself; what a vendor counted before it is passed over."""
+    part = await anext(stream)
+    return await anext(stream) if isinstance(part, ProgressPart) else part

@@ -164,8 +164,9 @@ async def test_a_server_without_its_model_is_not_ready() -> None:
         unlisted = 10**9
 
     with pytest.raises(BackendUnavailableError, match="does not list"):
-        async with setup(Empty):
+        async with setup(Empty, poll=0.2):
             pytest.fail("it is not ready")
+    # 16 fit into the time when each is answered at once.
     assert 10 <= Empty.last.paths.count("/v1/models") <= 16
     assert Empty.last.calls[-1] == "stop"
 

@@ -17,22 +17,26 @@ from modeld.errors import ModeldError
 
 if TYPE_CHECKING:
     from modeld.node.record import OwnerRecord, OwnerState
+    from modeld.session.values import NodeStatus
 
 _ANSWER_SECONDS: Final = 5.0
-_LLAMA_SECONDS: Final = 60.0
+_ENGINE_SECONDS: Final = 60.0
 _LOW_DISK: Final = 2**30
 _LOW_MEMORY: Final = 2**30
 
-_LLAMA_PROGRAM: Final = """
+_ENGINE_PROGRAM: Final = """
 import sys
 import msgspec
 from modeld.engine.runtimes import load_runtime
-from modeld.errors import ModeldError
+from modeld.errors import MissingDependencyError, ModeldError
 try:
-    runtime = load_runtime("llama")
+    runtime = load_runtime(sys.argv[1])
+    found = {"build": runtime.build, "devices": runtime.devices}
+except MissingDependencyError as error:
+    found = {"missing": error.message}
 except ModeldError as error:
-    sys.exit(error.message)
-sys.stdout.buffer.write(msgspec.json.encode({"build": runtime.build, "devices": runtime.devices}))
+    found = {"wrong": error.message}
+sys.stdout.buffer.write(msgspec.json.encode(found))
 """
 
 
@@ -75,9 +79,10 @@ def _checks(root: Path) -> Iterator[Check]:
     else:
         yield _owner(seen)
         yield _socket(seen)
-        yield _answer(root, seen)
+        yield from _answer(root, seen)
     yield _backends(root)
-    yield _llama()
+    yield _engine("llama", "llama-cpp-python jinja2", needed=True)
+    yield _engine("openvino", "openvino openvino-genai openvino-tokenizers", needed=False)
     yield _bundled()
     yield _memory()
 
@@ -170,11 +175,12 @@ def _socket(seen: OwnerState) -> Check:
     return Check("socket", "ok", f"{path} (mode {mode & 0o777:04o})")
 
 
-def _answer(root: Path, seen: OwnerState) -> Check:
+def _answer(root: Path, seen: OwnerState) -> Iterator[Check]:
     if _running(seen) is None:
-        return Check("node", "ok", "none is running; modeld run and modeld serve start one")
+        yield Check("node", "ok", "none is running; modeld run and modeld serve start one")
+        return
     from modeld.client import connect
-    from modeld.session.values import AuditReport, NodeStatus
+    from modeld.session.values import AuditReport
 
     async def ask() -> tuple[NodeStatus, AuditReport]:
         async with await connect(root, timeout=_ANSWER_SECONDS) as client:
@@ -183,10 +189,26 @@ def _answer(root: Path, seen: OwnerState) -> Check:
     try:
         status, audit = finish(ask())
     except ModeldError as error:
-        return Check("node", "fail", error.message, _RESTART)
+        yield Check("node", "fail", error.message, _RESTART)
+        return
     if audit.faults:
-        return Check("node", "fail", f"its ledger is wrong: {'; '.join(audit.faults)}", "run: modeld unload")
-    return Check("node", "ok", f"process {status.pid} answers; {status.model or 'no model'} is loaded")
+        yield Check("node", "fail", f"its ledger is wrong: {'; '.join(audit.faults)}", "run: modeld unload")
+    else:
+        yield Check("node", "ok", f"process {status.pid} answers; {status.model or 'no model'} is loaded")
+    yield _http(status)
+
+
+def _http(status: NodeStatus) -> Check:
+    from modeld.cli.web import without_http
+
+    if status.http.startswith(("http://", "https://")):
+        return Check("http", "ok", f"{status.http}; modeld launch prints settings for tools")
+    message = f"off: {without_http(status)}"
+    return (
+        Check("http", "warn", message, "end the node first with modeld stop")
+        if status.http
+        else Check("http", "ok", message)
+    )
 
 
 def _backends(root: Path) -> Check:
@@ -210,26 +232,28 @@ def _backends(root: Path) -> Check:
     return Check("backends", "ok", names or "none is registered; modeld backends add registers one")
 
 
-def _llama() -> Check:
+def _engine(name: str, packages: str, *, needed: bool) -> Check:
+    """Whether its native library loads, and what it finds. :param needed: it is wrong not to have it."""
     import json
     import subprocess
 
     # In a process of its own: a native library that aborts must not take this one along. -P: not from this folder.
-    command = [sys.executable, "-P", "-c", _LLAMA_PROGRAM]
+    command = [sys.executable, "-P", "-c", _ENGINE_PROGRAM, name]
+    reinstall = f"install it: pip install --force-reinstall {packages}"
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_LLAMA_SECONDS, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, timeout=_ENGINE_SECONDS, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
-        return Check("llama", "fail", f"llama-cpp-python did not load within {_LLAMA_SECONDS:g} s", _REINSTALL)
+        return Check(name, "fail", f"{packages} did not load within {_ENGINE_SECONDS:g} s", reinstall)
     if done.returncode != 0:
         last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
-        hint = "" if "pip install" in "".join(last) else _REINSTALL
-        return Check("llama", "fail", "".join(last) or f"loading it ended with {done.returncode}", hint)
+        return Check(name, "fail", "".join(last) or f"loading it ended with {done.returncode}", reinstall)
     found = json.loads(done.stdout)
+    if message := found.get("missing"):
+        return Check(name, "fail" if needed else "ok", message)
+    if message := found.get("wrong"):
+        return Check(name, "fail", message)
     devices = ", ".join(_device(device) for device in found["devices"]) or "processor only"
-    return Check("llama", "ok", f"{found['build']}; {devices}")
-
-
-_REINSTALL: Final = "install it: pip install --force-reinstall llama-cpp-python jinja2"
+    return Check(name, "ok", f"{found['build']}; {devices}")
 
 
 def _device(device: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import signal
@@ -22,6 +23,8 @@ INTERRUPTED: Final = 130
 
 BROKEN_PIPE: Final = 141
 """Exit code when nobody reads the output any more: 128 + SIGPIPE, as shells have it."""
+
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def guarded(command: Callable[..., int]) -> Callable[..., None]:
@@ -57,13 +60,23 @@ def _exit_code(command: Callable[..., int], options: Mapping[str, Any]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The interpreter flushes once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _forget_output()
         return BROKEN_PIPE
     except ModeldError as error:
         return _tell(error, bool(options.get("as_json")))
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            return _tell_unexpected(error)
+        _forget_output()
+        say(f"{error.filename or 'the output'} could not be written: {error.strerror}; free some room")
+        return 1
     except Exception as error:
         return _tell_unexpected(error)
+
+
+def _forget_output() -> None:
+    """The interpreter flushes once more when it ends: what it holds goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _tell(error: ModeldError, as_json: bool) -> int:

@@ -63,7 +63,8 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for index, header in enumerate(headers):
         numbers = all(row[index][:1].isdigit() for row in rows)
-        made.add_column(header, justify="right" if numbers else "left")
+        # The first one names what the other commands are told of: it is cut last.
+        made.add_column(header, justify="right" if numbers else "left", no_wrap=index == 0)
     for row in rows:
         made.add_row(*row)
     _print(made)

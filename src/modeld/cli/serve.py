@@ -79,7 +79,7 @@ def serve(
     import asyncio
     import logging
 
-    from modeld.node.node import NodeConfig
+    from modeld.node.config import NodeConfig
     from modeld.transport import host
 
     root = root_of(data_root)

@@ -25,7 +25,8 @@ from modeld.errors import (
     ModeldError,
     NotSupportedError,
 )
-from modeld.providers.anthropic_events import CODES, Decoder, ErrorBody, vendor_failure
+from modeld.providers.anthropic_errors import CODES, ErrorBody, vendor_failure
+from modeld.providers.anthropic_events import Decoder
 from modeld.providers.anthropic_facts import DEFAULT_MAX_TOKENS, ModelPage, facts_of, observed
 from modeld.providers.anthropic_messages import NAME_LIMIT, build_request
 from modeld.providers.bodies import drain, read_body
@@ -89,6 +90,12 @@ RULES: Final = make_rules(
         "adaptive with an effort, or enabled with a budget; off is disabled or between_tools; auto sends nothing; an "
         "error where the model has no such level",
     ),
+    prompt_cache=mapped(
+        "cache_control",
+        "5m or 1h: the vendor keeps the whole prompt, and finds in it what it kept of earlier turns. Writing costs "
+        "1.25 or 2 times what input does, reading a tenth. Marks of single blocks and tools travel in provider_meta",
+    ),
+    prompt_cache_key=refused("the vendor has none: it finds what it keeps by its content"),
     shift=refused("the vendor never drops turns of a conversation"),
     truncate=refused("the vendor never drops turns of a conversation"),
     images=mapped("messages", "base64 blocks of JPEG, PNG, GIF or WebP, in messages of the user and results of tools"),

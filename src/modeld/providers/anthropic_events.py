@@ -6,7 +6,7 @@ Fields that are not read are not here; every field may be missing or null, and k
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, Final
 from uuid import uuid4
@@ -15,21 +15,16 @@ import msgspec
 from msgspec import Raw, Struct, structs
 
 from modeld.errors import (
-    AuthenticationError,
     BackendProtocolError,
-    BackendUnavailableError,
-    InvalidRequestError,
     ModeldError,
-    ModelNotFoundError,
-    PermissionDeniedError,
-    QuotaError,
-    RateLimitError,
 )
-from modeld.providers.failures import Codes, Failure, failure_error
+from modeld.providers.anthropic_errors import CODES, ErrorBody, vendor_failure
+from modeld.providers.failures import failure_error
 from modeld.repository.names import ToolNames
 from modeld.types import (
     EndPart,
     FinishReason,
+    ProgressPart,
     StreamPart,
     TextPart,
     ThinkingPart,
@@ -39,26 +34,6 @@ from modeld.types import (
     Usage,
     WarningPart,
 )
-
-CODES: Final[Codes] = {
-    "invalid_request_error": InvalidRequestError,
-    "request_too_large": InvalidRequestError,
-    "authentication_error": AuthenticationError,
-    "permission_error": PermissionDeniedError,
-    "not_found_error": ModelNotFoundError,
-    "rate_limit_error": RateLimitError,
-    "billing_error": QuotaError,
-    "contract_spend_limit_reached": QuotaError,
-    "enforced_spend_limit_reached": QuotaError,
-    "linked_organization_spend_limit_reached": QuotaError,
-    "api_error": BackendUnavailableError,
-    "overloaded_error": BackendUnavailableError,
-    "timeout_error": BackendUnavailableError,
-}
-"""``error.type``, and the ``error.details.error_code`` of limits that waiting does not lift.
-
-Sources: https://platform.claude.com/docs/en/api/errors and ``types/shared`` of the SDK.
-"""
 
 
 class _Details(Struct, frozen=True):
@@ -104,20 +79,6 @@ class _Message(_Delta, frozen=True):
     model: str | None = None
     usage: _Usage | None = None
     content: list[Raw] = []
-
-
-class ErrorDetails(Struct, frozen=True):
-    """``error.details``: a code that names the cause, where there is one."""
-
-    error_code: str | None = None
-
-
-class ErrorBody(Struct, frozen=True):
-    """``error`` of a failed call or of an error event."""
-
-    type: str | None = None
-    message: str | None = None
-    details: ErrorDetails | None = None
 
 
 class _Event(Struct, frozen=True):
@@ -193,12 +154,22 @@ class Decoder:
         self._answer = _Message()
         self._usage = _Usage()
         self._stop = _Delta()
+        self._counted: ProgressPart | None = None
 
     def feed(self, data: bytes) -> Sequence[StreamPart]:
         """The parts that one event of a stream adds. Kinds of events that are not known add none.
 
+        What the vendor counted at the start goes before the first part, and does not make one: until there is one a
+        call that fails may be tried again.
+
         :raises ModeldError: the event is an error, or no JSON of this wire.
         """
+        parts = self._fed(data)
+        if self._counted is not None and parts:
+            parts, self._counted = [self._counted, *parts], None
+        return parts
+
+    def _fed(self, data: bytes) -> Sequence[StreamPart]:
         try:
             event = self._decode(data)
         except msgspec.ValidationError as error:
@@ -217,6 +188,10 @@ class Decoder:
         if kind == "message_start":
             self._answer = event.message or _Message()
             self._count(self._answer.usage)
+            usage = self._sum()
+            read, write, whole = usage.cache_read or 0, usage.cache_write or 0, usage.input or 0
+            if whole and all(0 <= count < 2**53 for count in (read, write, whole)):
+                self._counted = ProgressPart(read, whole, whole, cache_write=write)
         elif kind == "message_delta":
             if event.delta is not None and event.delta.stop_reason:
                 self._stop = event.delta
@@ -381,20 +356,3 @@ def _signed(opened: _Open) -> dict[str, Any]:
     if opened.kind == "redacted_thinking":
         return {"type": "redacted_thinking", "data": opened.signature}
     return {"type": "thinking", "thinking": "".join(opened.thinking), "signature": opened.signature}
-
-
-def vendor_failure(
-    error: ErrorBody | None, text: str = "", *, status: int = 0, headers: Mapping[str, str] | None = None
-) -> Failure:
-    """A failed call; ``text`` is what there is where the body says nothing.
-
-    The code that names a cause says more than the type. An account without credit was an invalid request before it
-    had a type of its own, and is known by its words.
-    """
-    error = error or ErrorBody()
-    message = error.message or text
-    cause = error.details.error_code if error.details else None
-    code = cause if cause in CODES else error.type
-    if "credit balance is too low" in message:
-        code = "billing_error"
-    return Failure(message=message, status=status, code=code or "", headers=headers or {})

@@ -47,6 +47,12 @@ FIELDS: Final[Mapping[str, str]] = {
 }
 """Options that are one value, and the field of the request for each."""
 
+CACHE_FIELDS: Final[Mapping[str, str]] = {
+    "prompt_cache": "prompt_cache_retention",
+    "prompt_cache_key": "prompt_cache_key",
+}
+"""The same for OpenAI's cache, in both of its APIs."""
+
 EFFORTS: Final[Mapping[str, str]] = {
     "off": "none",
     "minimal": "minimal",
@@ -103,6 +109,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     :param logprobs_of: what the tokens of an answer's ``logprobs`` are part of; ``None``: of anything.
     :param failed: its words for an answer that broke off, which is an error; ``codes`` may say which.
     :param codes: the vendor's codes of failures.
+    :param keeps_prompts: it has OpenAI's options of its cache.
     :param extra: goes into every chat request.
     """
 
@@ -122,6 +129,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     logprobs_of: TokenKind | None = None
     failed: tuple[str, ...] = ("error",)
     codes: Codes = field(default_factory=lambda: CODES)
+    keeps_prompts: bool = False
     extra: Mapping[str, Any] = {}
 
 
@@ -202,6 +210,22 @@ def check_taken(call: Call, facts: ModelFacts | None, effort: str | None, backen
             )
 
 
+def cache_fields(call: Call, backend: str) -> dict[str, Any]:
+    """What is sent of :data:`CACHE_FIELDS`.
+
+    :raises NotSupportedError: the time asked for is another vendor's.
+    """
+    wanted = call.config.prompt_cache
+    if wanted not in (None, "in_memory", "24h"):
+        raise NotSupportedError(
+            f"{backend} keeps the prompts of {call.model.name} for 'in_memory' or '24h', not for {wanted!r}",
+            feature="prompt_cache",
+            backend=backend,
+            model=call.model.name,
+        )
+    return {name: getattr(call.config, option) for option, name in CACHE_FIELDS.items() if asks(call.config, option)}
+
+
 class ChatCodec:
     """Requests and answers of one dialect."""
 
@@ -228,6 +252,8 @@ class ChatCodec:
         for option, name in dialect.fields.items():
             if asks(config, option):
                 body[name] = getattr(config, option)
+        if dialect.keeps_prompts:
+            body |= cache_fields(call, dialect.backend)
         if config.tools:
             body["tools"] = [_tool(tool, names) for tool in config.tools]
             if config.tool_choice is not None:

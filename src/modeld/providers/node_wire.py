@@ -53,6 +53,8 @@ NODE_RULES: Final = make_rules(
     think=native("think"),
     shift=native("shift"),
     truncate=native("truncate"),
+    prompt_cache=mapped("", "every prompt is kept, as long as there is room; nothing is asked for"),
+    prompt_cache_key=mapped("", "conversations that begin alike under two keys have a session each"),
     images=refused("the node's engines take no images yet"),
 )
 
@@ -88,7 +90,7 @@ class NodeWire(Wire):
         """One turn. Closing the generator cancels it on the node."""
         messages = tuple(map(_sent, call.messages))
         ref = await self.ref(call.model)
-        with self.tapes.take(ref, messages) as name:
+        with self.tapes.take(ref, messages, call.config.prompt_cache_key or "") as name:
             async with self.service() as service:
                 session = SessionConfig(workspace=WORKSPACE, name=name, ttl=SESSION_TTL)
                 async with one_turn(service, ref, session, messages, call.config) as parts:

@@ -52,7 +52,12 @@ if TYPE_CHECKING:
     import httpx2
     from openai import AsyncOpenAI
 
-OPENAI: Final = Dialect(backend="openai", logprobs_of="text", codes={**CODES, **dict.fromkeys(DECLINED, RefusedError)})
+OPENAI: Final = Dialect(
+    backend="openai",
+    logprobs_of="text",
+    codes={**CODES, **dict.fromkeys(DECLINED, RefusedError)},
+    keeps_prompts=True,
+)
 
 RULES: Final = chat_rules(
     OPENAI,
@@ -70,6 +75,11 @@ RULES: Final = chat_rules(
     top_k=refused("the vendor has top_p only"),
     min_p=refused("the vendor has top_p only"),
     repeat_penalty=refused("the vendor has frequency_penalty and presence_penalty"),
+    prompt_cache=mapped(
+        "prompt_cache_retention",
+        "in_memory or 24h, an error on models without it; without it the vendor keeps some anyway",
+    ),
+    prompt_cache_key=native("prompt_cache_key"),
     shift=refused("the vendor never drops turns of a conversation"),
     truncate=refused("the vendor never drops turns of a conversation"),
 )

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from modeld.errors import NotSupportedError
-from modeld.providers.chat_completions import EFFORTS, ModelFacts, check_taken, effort_for
+from modeld.providers.chat_completions import EFFORTS, ModelFacts, cache_fields, check_taken, effort_for
 from modeld.providers.responses_events import Decoder
 from modeld.repository.names import ToolNames
 from modeld.repository.options import asks
@@ -63,7 +63,7 @@ class ResponsesCodec:
         if effort is not None:
             # Summaries are of thinking: without any there is nothing to sum up.
             body["reasoning"] = {"effort": effort} if effort == "none" else {"effort": effort, "summary": "auto"}
-        return body | _sampling(config) | _tools(config, names)
+        return body | _sampling(config) | cache_fields(call, self._backend) | _tools(config, names)
 
     def streaming(self, body: dict[str, Any]) -> dict[str, Any]:
         """``body`` as a request that streams."""

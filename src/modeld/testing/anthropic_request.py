@@ -62,7 +62,7 @@ class Strict(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class CacheControl(Strict, kw_only=True, tag="ephemeral"):
-    """Ignored, and checked."""
+    """A mark: how many there may be, and in which order, :func:`problems` says."""
 
     ttl: Literal["5m", "1h"] = "5m"
 
@@ -215,9 +215,19 @@ class MessagesRequest(Strict, kw_only=True):
     tool_choice: Auto | AnyTool | Named | NoTool | None = None
     metadata: dict[Literal["user_id"], str | None] | None = None
     service_tier: Literal["auto", "standard_only"] = "auto"
+    cache_control: CacheControl | None = None
     temperature: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=0)] | None = None
+
+    @property
+    def marks(self) -> list[CacheControl]:
+        """Marks of caches, in the order of the prompt; the request's own is on its last block."""
+        blocks: list[Any] = [*self.tools, *([] if isinstance(self.system, str) else self.system)]
+        for block in (block for message in self.messages for block in message.blocks):
+            inner = block.content if isinstance(block, ToolResult) and not isinstance(block.content, str) else []
+            blocks += [*inner, block]
+        return [mark for block in [*blocks, self] if (mark := getattr(block, "cache_control", None)) is not None]
 
 
 def problems(request: MessagesRequest, model: Model, version: str) -> Iterator[str]:
@@ -228,6 +238,11 @@ def problems(request: MessagesRequest, model: Model, version: str) -> Iterator[s
     yield from _thinking_problems(request, model)
     yield from _tool_problems(request, model)
     yield from _history_problems(request, model)
+    times = [mark.ttl for mark in request.marks]
+    if len(times) > 4:
+        yield f"A maximum of 4 blocks with cache_control may be provided. Found {len(times)}."
+    if times != sorted(times):
+        yield "a ttl='1h' cache_control block must not come after a ttl='5m' cache_control block"
     if request.output_config.format and not _closed(request.output_config.format.schema):
         yield "output_config.format.schema: For 'object' type, 'additionalProperties' must be explicitly set to false"
 
@@ -286,6 +301,8 @@ def _history_problems(request: MessagesRequest, model: Model) -> Iterator[str]:
         results = [block.tool_use_id for block in blocks if isinstance(block, ToolResult)]
         if not blocks:
             yield "messages: content must be non-empty"
+        if any(isinstance(block, Text) and block.text.isspace() for block in blocks):
+            yield "messages: text content blocks must contain non-whitespace text"
         if set(results) != open_calls or len(set(results)) != len(results):
             yield "messages: each `tool_use` block must have one `tool_result` block in the next message, and no other"
         if not all(isinstance(block, ToolResult) for block in blocks[: len(results)]):

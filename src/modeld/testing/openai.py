@@ -63,6 +63,8 @@ class ChatRequest(CompatibleRequest, forbid_unknown_fields=True, kw_only=True):
     seed: int | UnsetType = UNSET
     tool_choice: Literal["auto", "none", "required"] | NamedChoice | UnsetType = UNSET
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | UnsetType = UNSET
+    prompt_cache_key: str | UnsetType = UNSET
+    prompt_cache_retention: Literal["in_memory", "24h"] | UnsetType = UNSET
     stream_options: StreamOptions | UnsetType = UNSET
 
 

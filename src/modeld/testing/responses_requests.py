@@ -126,6 +126,7 @@ class CreateResponse(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     metadata: dict[str, str] | None = None
     parallel_tool_calls: bool | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     reasoning: ReasoningConfig | None = None
     safety_identifier: str | None = None
     store: bool = True

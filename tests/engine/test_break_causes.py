@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from modeld.chat.template import ChatTemplate
+from modeld.engine.differences import tools_difference
 from modeld.engine.explain import RUN, computed_again, why_stopped
 from modeld.engine.session import EngineSession, Prompt, Span, shared_length
 from modeld.thinking import ThinkLevel
@@ -144,6 +145,10 @@ def tool(name: str, description: str = "", **properties: str) -> Tool:
     return Tool(FunctionTool(name, description, {"type": "object", "properties": properties}))
 
 
+def schema(name: str, **parameters: Any) -> Tool:
+    return Tool(FunctionTool(name, "", {"type": "object"} | parameters))
+
+
 A, B, C = tool("alpha", "Does a.", x="1", y="2"), tool("beta", "Does b."), tool("gamma", "Does c.")
 
 
@@ -158,6 +163,10 @@ A, B, C = tool("alpha", "Does a.", x="1", y="2"), tool("beta", "Does b."), tool(
         ((A, B), (A, tool("beta", "Does d.")), "tools_changed", "changed beta: the description at character 5"),
         ((A, B), (tool("alpha", "Does a.", y="2", x="1"), B), "tools_changed", "the order of keys in its parameters"),
         ((A, B), (tool("alpha", "Does a.", x="1", y="3"), B), "tools_changed", "its parameters, in 'properties'"),
+        ((schema("a", x=None),), (schema("a"),), "tools_changed", "changed a: its parameters, in 'x'"),
+        ((schema("a", x=1),), (schema("a", x=True),), "tools_changed", "changed a: its parameters, in 'x'"),
+        ((schema("a", x=1, y=2),), (schema("a", y=2, x=1),), "tools_changed", "the order of keys in its parameters"),
+        ((A, A), (A,), "tools_changed", "tools of the same name were added or removed"),
         (
             (tool("now", "It is 2026-02-10."),),
             (tool("now", "It is 2026-02-11."),),
@@ -173,6 +182,59 @@ def test_tools_are_named(
     stop = explain(session_after(prompt_of(template(), messages, old), "answer"), prompt_of(template(), messages, new))
     assert stop.reason == reason
     assert words in stop.detail
+
+
+def test_what_no_template_shows_of_a_tool_is_no_difference() -> None:
+    """What OpenAI calls ``strict``, a mark for a vendor's cache, and parameters that are left out or have no fields."""
+    empty = {"type": "object", "properties": {}}
+    old = Tool(FunctionTool("a", "", {}, strict=True, provider_meta={"anthropic": {"cache_control": {}}}))
+    assert tools_difference([old], [Tool(FunctionTool("a", "", empty))]) is None
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 2) | st.sampled_from([0.0, 1.0, "", "x"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["x", "y", ""]), inner, max_size=3),
+    max_leaves=4,
+)
+pieces = st.sampled_from(["", " ", "a", "ab", "2026-02-10", "\n", "</think>", '{"x": null}', "\ue001"])
+texts = st.lists(pieces, max_size=3).map("".join)
+calls = st.builds(
+    ToolCall, st.sampled_from(["", "call_1", "call_2"]), st.builds(FunctionCall, st.sampled_from(["a", "b"]), texts)
+)
+tools = st.builds(
+    FunctionTool,
+    st.sampled_from(["a", "b"]),
+    texts,
+    st.dictionaries(st.sampled_from(["x", "y", ""]), values, max_size=3),
+    strict=st.sampled_from([None, True]),
+).map(Tool)
+messages = st.one_of(
+    st.builds(Message, st.sampled_from(["system", "user"]), texts),
+    st.builds(Message, st.just("assistant"), texts, thinking=texts, tool_calls=st.lists(calls, max_size=2).map(tuple)),
+    st.builds(Message, st.just("tool"), texts, tool_call_id=st.sampled_from(["call_1", "call_2", ""])),
+)
+
+
+@st.composite
+def prompts(draw: st.DrawFn, template: ChatTemplate) -> Prompt:
+    offered = draw(st.lists(tools, max_size=3))
+    said = draw(st.lists(messages, min_size=1, max_size=4))
+    return prompt_of(template, said, offered, draw(st.sampled_from(["auto", "off", "high"])))
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@settings(deadline=None)
+@given(data=st.data(), answer=texts, thinking=st.booleans())
+def test_whatever_changed_there_is_a_cause(
+    template: Callable[[], ChatTemplate], data: st.DataObject, answer: str, thinking: bool
+) -> None:
+    """An engine that cannot say why would end with all that it holds."""
+    old, new = data.draw(prompts(template())), data.draw(prompts(template()))
+    session = session_after(old, answer, thinking=thinking)
+    shared = shared_length(session.tape, new.ids)
+    stop = why_stopped(session, new, shared)
+    assert (stop is None) == (shared == len(session.tape))
+    assert stop is None or (stop.advice and stop.token == shared)
 
 
 def test_a_message_that_changed_before_the_tools_is_named_first() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 from msgspec import Struct, structs
 
+from modeld.chat.dialect import tool_of
 from modeld.engine.session import EngineSession, Prompt, shared_length
 from modeld.engine.volatile import in_header, volatile_shape
 from modeld.types import Message, ReuseReason, Tool
@@ -150,36 +151,43 @@ def _stands_at(text: bytes | bytearray, place: int, content: str, character: int
 
 def tools_difference(old: Sequence[Tool], new: Sequence[Tool]) -> Difference | None:
     """How the tools changed; ``None``: they did not. The order of keys in a schema counts: templates write it down."""
-    was = {tool.function.name: _written(tool) for tool in old}
-    now = {tool.function.name: _written(tool) for tool in new}
-    if was == now and list(was) == list(now) and len(old) == len(new):
+    if list(map(_written, old)) == list(map(_written, new)):
         return None
-    if was == now and len(old) == len(new):
-        return Difference("tool_order", detail=f"the tools were {_names(was)} and are {_names(now)}")
+    was = {tool.function.name: tool for tool in old}
+    now = {tool.function.name: tool for tool in new}
+    changed = [name for name, tool in now.items() if name in was and _written(was[name]) != _written(tool)]
     added, removed = [n for n in now if n not in was], [n for n in was if n not in now]
-    changed = [f"{name}: {_tool_field(old, new, name)}" for name in now if name in was and was[name] != now[name]]
-    words = (("added", added), ("removed", removed), ("changed", changed))
+    if not (changed or added or removed) and len(old) == len(new):
+        return Difference("tool_order", detail=f"the tools were {_names(was)} and are {_names(now)}")
+    fields = [f"{name}: {_tool_field(was[name], now[name])}" for name in changed]
+    words = (("added", added), ("removed", removed), ("changed", fields))
     detail = "; ".join(f"{word} {_names(names)}" for word, names in words if names)
-    return Difference("tools_changed", detail=f"tools {detail}" if detail else "a tool of the same name was added")
+    return Difference("tools_changed", detail=f"tools {detail or 'of the same name were added or removed'}")
 
 
 def _written(tool: Tool) -> str:
-    return json.dumps(structs.asdict(tool.function))
+    """All that templates are given of it."""
+    return json.dumps(tool_of(tool))
 
 
-def _names(names: Sequence[str] | dict[str, str]) -> str:
+def _names(names: Iterable[str]) -> str:
     listed = [name if len(name) <= 120 else name[:120] + "\N{HORIZONTAL ELLIPSIS}" for name in names]
     return ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")
 
 
-def _tool_field(old: Sequence[Tool], new: Sequence[Tool], name: str) -> str:
-    (was, *_), (now, *_) = ([t.function for t in tools if t.function.name == name] for tools in (old, new))
-    if was.description != now.description:
-        character = shared_length(was.description, now.description)
-        shape = volatile_shape(was.description, now.description, character)
+def _tool_field(old: Tool, new: Tool) -> str:
+    was, now = old.function.description, new.function.description
+    if was != now:
+        character = shared_length(was, now)
+        shape = volatile_shape(was, now, character)
         like = f", in what looks like {shape}" if shape else ""
         return f"the description at character {character}{like}"
-    if was.parameters == now.parameters:
-        return "the order of keys in its parameters"
-    keys = [k for k in (*was.parameters, *now.parameters) if was.parameters.get(k) != now.parameters.get(k)]
-    return f"its parameters, in {keys[0]!r}"
+    before, after = _parameters(old), _parameters(new)
+    keys = [key for key in (*before, *after) if before.get(key) != after.get(key)]
+    return f"its parameters, in {keys[0]!r}" if keys else "the order of keys in its parameters"
+
+
+def _parameters(tool: Tool) -> dict[str, str]:
+    """As JSON by key: what is null is there, 1 is not true, and the order of keys does not count."""
+    parameters = tool_of(tool)["function"]["parameters"]
+    return {key: json.dumps(value, sort_keys=True) for key, value in parameters.items()}

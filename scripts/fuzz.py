@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import random
 import re
@@ -82,6 +83,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     args = parser.parse_args()
+    # What an engine that ended has left as its last words.
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("modeld.engine").setLevel(logging.INFO)
     code, output = asyncio.run(fuzz(args.seconds, args.seed))
     print(output)
     return 1 if code else 0

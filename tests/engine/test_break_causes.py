@@ -19,6 +19,7 @@ from modeld.engine.explain import RUN, computed_again, why_stopped
 from modeld.engine.session import EngineSession, Prompt, Span, shared_length
 from modeld.thinking import ThinkLevel
 from modeld.types import FunctionCall, FunctionTool, Message, ReuseStop, Tool, ToolCall
+from support import anything
 from support.engines import ENGINES
 
 Conversation = tuple[Message, ...]
@@ -191,40 +192,16 @@ def test_what_no_template_shows_of_a_tool_is_no_difference() -> None:
     assert tools_difference([old], [Tool(FunctionTool("a", "", empty))]) is None
 
 
-values = st.recursive(
-    st.none() | st.booleans() | st.integers(-1, 2) | st.sampled_from([0.0, 1.0, "", "x"]),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["x", "y", ""]), inner, max_size=3),
-    max_leaves=4,
-)
-pieces = st.sampled_from(["", " ", "a", "ab", "2026-02-10", "\n", "</think>", '{"x": null}', "\ue001"])
-texts = st.lists(pieces, max_size=3).map("".join)
-calls = st.builds(
-    ToolCall, st.sampled_from(["", "call_1", "call_2"]), st.builds(FunctionCall, st.sampled_from(["a", "b"]), texts)
-)
-tools = st.builds(
-    FunctionTool,
-    st.sampled_from(["a", "b"]),
-    texts,
-    st.dictionaries(st.sampled_from(["x", "y", ""]), values, max_size=3),
-    strict=st.sampled_from([None, True]),
-).map(Tool)
-messages = st.one_of(
-    st.builds(Message, st.sampled_from(["system", "user"]), texts),
-    st.builds(Message, st.just("assistant"), texts, thinking=texts, tool_calls=st.lists(calls, max_size=2).map(tuple)),
-    st.builds(Message, st.just("tool"), texts, tool_call_id=st.sampled_from(["call_1", "call_2", ""])),
-)
-
-
 @st.composite
 def prompts(draw: st.DrawFn, template: ChatTemplate) -> Prompt:
-    offered = draw(st.lists(tools, max_size=3))
-    said = draw(st.lists(messages, min_size=1, max_size=4))
+    offered = draw(st.lists(anything.tools, max_size=3))
+    said = draw(st.lists(anything.messages, min_size=1, max_size=4))
     return prompt_of(template, said, offered, draw(st.sampled_from(["auto", "off", "high"])))
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @settings(deadline=None)
-@given(data=st.data(), answer=texts, thinking=st.booleans())
+@given(data=st.data(), answer=anything.texts, thinking=st.booleans())
 def test_whatever_changed_there_is_a_cause(
     template: Callable[[], ChatTemplate], data: st.DataObject, answer: str, thinking: bool
 ) -> None:

@@ -80,12 +80,12 @@ class Mailbox(queue.SimpleQueue[Request]):
 class Engine:
     """A scheduler with a mailbox instead of a process."""
 
-    def __init__(self, load: Load = LOAD) -> None:
+    def __init__(self, load: Load = LOAD, inbox: type[Mailbox] = Mailbox) -> None:
         self.backend = FakeBackend(load)
         self.computed: Counter[int] = Counter()
         self._step = self.backend.step
         self.backend.step = self.step  # type: ignore[method-assign]
-        self.inbox = Mailbox()
+        self.inbox = inbox()
         self.control = Control()
         self.control.bind(self.backend)
         self.replies: list[Reply] = []

@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check long bench lock build clean
+.PHONY: help setup run test hunt check long bench lock build clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -17,6 +17,9 @@ run: setup ## start a node, ask the bundled tiny model, print answer and receipt
 test: setup ## all tests, on up to four cores
 	-@$(PY) scripts/browser.py
 	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+hunt: setup ## property tests with ten times as many examples, new ones each time
+	@MODELD_HUNT=10 $(PY) -m pytest -n auto --maxprocesses 4 -m hypothesis --timeout 0
 
 check: setup ## lint, format, types, import contracts, drift of what is generated
 	@$(PY) -m ruff check .

@@ -8,12 +8,14 @@ from blockbuster import blockbuster_ctx
 from grpc.aio import init_grpc_aio, shutdown_grpc_aio
 from hypothesis import settings
 
+from support.examples import HUNT, examples
+
 
 def pytest_configure() -> None:
     """Nodes that tests start do not take the one default port; those of `tests/http` name theirs."""
     os.environ["MODELD_HTTP"] = "off"
     # Each test has a time limit; an example that waits for the machine is no finding.
-    settings.register_profile("modeld", deadline=None)
+    settings.register_profile("modeld", deadline=None, derandomize=not HUNT, max_examples=examples(100))
     settings.load_profile("modeld")
 
 

@@ -50,6 +50,7 @@ from modeld.session import ContextReport, ModelRef, PrefixStatus, SessionConfig,
 from modeld.session.manifest import pack_tokens
 from modeld.types import DecodeOptions, EndPart, Message
 from support.disks import StepwiseDisk, kv_files, spoil
+from support.examples import examples
 
 GREEDY = DecodeOptions(temperature=0)
 BLOCK = 32
@@ -433,7 +434,9 @@ class CopiedEverything(Everything):
     name = "fake:copies=1"
 
 
-BOUNDS = settings(max_examples=40, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
+BOUNDS = settings(
+    max_examples=examples(40), stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+)
 TestEverything = Everything.TestCase
 TestEverything.settings = BOUNDS
 TestWholeEverything = WholeEverything.TestCase

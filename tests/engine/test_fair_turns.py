@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from modeld.engine.batch import TURN_STEPS, TURN_TOKENS
 from modeld.engine.protocol import Done, Load, Open, Parts, Turn, decode_result
 from modeld.types import DecodeOptions, EndPart, Message, TextPart
+from support.examples import examples
 
 from .test_scheduler_states import Engine
 
@@ -42,7 +43,7 @@ def order_of_ends(engine: Engine) -> list[int]:
     return [reply.id for reply in engine.replies if isinstance(reply, Done)]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(
     others=st.lists(st.lists(st.integers(1, 1500), min_size=1, max_size=20), min_size=1, max_size=4),
     size=st.integers(1, 200),

@@ -18,6 +18,7 @@ from modeld.engine.job import Stream
 from modeld.engine.logprobs import TokenScores
 from modeld.errors import EngineError
 from modeld.types import DecodeOptions, LogprobsPart, StreamPart, TextPart
+from support.examples import examples
 
 TEMPLATE = "{{ '<think>' }}{{ '</think>' }}{{ '<tool_call>' }}"
 TEXTS = (
@@ -86,7 +87,7 @@ def run(pieces: list[bytes], stop: tuple[str, ...], takes: set[int]) -> tuple[St
     return stream, parts + list(stream.take()[0])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(cut_texts(), st.sampled_from([(), ("END",), ("END", "\N{BALLOON}")]), st.sets(st.integers(0, 40)))
 def test_each_token_of_the_answer_is_told_once_and_as_what_it_became(
     pieces: list[bytes], stop: tuple[str, ...], takes: set[int]
@@ -111,7 +112,7 @@ def test_each_token_of_the_answer_is_told_once_and_as_what_it_became(
         at += len(decoder.decode(token.data))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(cut_texts(), st.sets(st.integers(0, 40)))
 def test_no_token_comes_before_its_text(pieces: list[bytes], takes: set[int]) -> None:
     said = 0

@@ -29,6 +29,7 @@ from modeld.engine.backend import Slice, StepResult
 from modeld.engine.openvino.backend import OpenvinoBackend
 from modeld.engine.openvino.group import Gathering, Group
 from modeld.engine.openvino.runtime import OpenvinoRuntime
+from support.examples import examples
 
 from .test_openvino_groups import NUMBERS, state
 from .test_openvino_numerics import WARM_BOUND, apart, loaded
@@ -176,6 +177,6 @@ def test_any_order_computes_what_each_alone_would() -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Together,
         settings=settings(
-            max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=examples(25), stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )

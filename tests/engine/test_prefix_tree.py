@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from modeld.engine.prefix_tree import Double, PrefixTree
+from support.examples import examples
 
 TOKENS = st.lists(st.integers(0, 2), max_size=8)
 
@@ -69,7 +70,7 @@ class Tapes(RuleBasedStateMachine):
 
 
 TestTapes = Tapes.TestCase
-TestTapes.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+TestTapes.settings = settings(max_examples=examples(200), stateful_step_count=30, deadline=None)
 
 
 def test_a_shared_beginning_is_counted_once() -> None:

@@ -20,6 +20,7 @@ from engine.test_scheduler_states import LOAD, Engine, Sessions, rendered
 from modeld.engine.protocol import Cancel, Credit, Done, Held, Load, Open, Request, Settle, Turn, decode_result
 from modeld.types import DecodeOptions, EndPart, Message, Receipt
 from support.disks import StepwiseDisk, kv_files, spoil
+from support.examples import examples
 
 BLOCK = 32
 RAM, DISK = 1500, 5000
@@ -134,7 +135,7 @@ class DiskSessions(Sessions):
 
 TestDiskSessions = DiskSessions.TestCase
 TestDiskSessions.settings = settings(
-    max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(60), stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 

@@ -45,6 +45,7 @@ from modeld.engine.scheduler import Scheduler
 from modeld.engine.words import Words
 from modeld.session import Manifest
 from modeld.types import DecodeOptions, EndPart, Message, PartsJoiner
+from support.examples import examples
 
 LOAD = Load(path="", name="fake", digest="d", cells=310, window=300, sequences=3, batch=32)
 TEMPLATED = ChatTemplate(TEMPLATE)
@@ -345,7 +346,9 @@ class CopiedSessions(WarmSessions):
         assert pool.audit() == ()
 
 
-BOUNDS = settings(max_examples=300, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
+BOUNDS = settings(
+    max_examples=examples(300), stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+)
 TestSessions = Sessions.TestCase
 TestSessions.settings = BOUNDS
 TestWarmSessions = WarmSessions.TestCase

@@ -6,6 +6,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from modeld.engine.blocks import BLOCK, descendants
 from modeld.engine.tiers import Tiers
+from support.examples import examples
 
 ROOT = bytes(32)
 TAPES = st.lists(st.integers(0, 1), min_size=1, max_size=6).flatmap(
@@ -72,7 +73,7 @@ class Blocks(RuleBasedStateMachine):
 
 
 TestBlocks = Blocks.TestCase
-TestBlocks.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestBlocks.settings = settings(max_examples=examples(150), stateful_step_count=30, deadline=None)
 
 
 def test_a_shared_beginning_is_stored_once() -> None:

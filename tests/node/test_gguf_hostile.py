@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from modeld.errors import InvalidModelError, NotSupportedError
 from modeld.node.capacity import make_plan
 from modeld.node.gguf import GGUFHeader, read_header
+from support.examples import examples
 
 TINY = Path(__file__).parents[2] / "src/modeld/data/tiny-q8_0.gguf"
 U8, U32, I32, F32, BOOL, STRING, ARRAY, U64 = 0, 4, 5, 6, 7, 8, 9, 10
@@ -321,7 +322,7 @@ def test_mutated_files_give_a_header_or_the_error(write: Callable[..., Path], se
     assert slowest < SECONDS
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(400), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=400), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
 @example(b"", 0, 0)
 def test_any_bytes_after_the_magic(write: Callable[..., Path], data: bytes, tensors: int, keys: int) -> None:
@@ -346,7 +347,7 @@ optional = [
 ]  # fmt: skip
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(600), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from([*PAIRS, *optional]), values, max_size=4))
 def test_any_metadata_values(write: Callable[..., Path], changes: dict[str, tuple[int, Any] | None]) -> None:
     with little_memory():

@@ -26,6 +26,7 @@ from modeld.node import eviction, lockfile, owner
 from modeld.node.lockfile import is_path_of
 from modeld.node.owner import OwnerLease
 from modeld.node.record import read_epoch_file, read_record
+from support.examples import examples
 
 TTL = 1.0
 STEPS = 10_000
@@ -444,7 +445,7 @@ def test_never_two_owners_and_epochs_grow() -> None:
     run_state_machine_as_test(
         Ownership,
         settings=settings(
-            max_examples=320,
+            max_examples=examples(320),
             stateful_step_count=50,
             deadline=None,
             database=None,

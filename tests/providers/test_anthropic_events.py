@@ -39,6 +39,7 @@ from modeld.repository.names import ToolNames
 from modeld.testing.anthropic import FakeAnthropic
 from modeld.testing.server import Answer, Recorded
 from modeld.types import PartsJoiner
+from support.examples import examples
 
 pytestmark = pytest.mark.anyio
 
@@ -123,7 +124,7 @@ async def test_the_answer_is_the_same_however_it_is_cut() -> None:
         assert await read(data, [cut]) == whole
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(cuts=st.lists(st.integers(0, 2000), max_size=20), pieces=st.integers(1, 30))
 async def test_pieces_of_any_size_join_to_the_whole_answer(cuts: list[int], pieces: int) -> None:
     answer = structs.replace(FULL, pieces=pieces)

@@ -37,6 +37,7 @@ from modeld.repository.names import ToolNames
 from modeld.testing.openai import ChatRequest, FakeOpenAI
 from modeld.testing.server import Answer
 from modeld.types import PartsJoiner
+from support.examples import examples
 
 pytestmark = pytest.mark.anyio
 
@@ -98,7 +99,7 @@ answers = st.builds(
 
 
 @given(answer=answers, cuts=st.lists(st.integers(0, 10**6), max_size=30), bare=st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 async def test_a_stream_cut_anywhere_joins_to_the_whole_answer(answer: Answer, cuts: list[int], bare: bool) -> None:
     server = FakeOpenAI()
     body = b"".join(server.pieces(REQUEST, answer))

@@ -33,6 +33,7 @@ from modeld.transport.convert import (
 )
 from modeld.transport.proto.modeld.v1 import modeld_pb2 as pb
 from modeld.types import ChatConfig, DecodeOptions, Message, ResponseFormat, ToolCall
+from support.examples import examples
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "proto.py"
 
@@ -162,7 +163,7 @@ def values_of(struct: type[Struct]) -> st.SearchStrategy[Struct]:
 
 @pytest.mark.parametrize("struct", VALUES, ids=lambda struct: struct.__name__)
 def test_every_value_survives_the_wire(struct: type[Struct]) -> None:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=examples(40), deadline=None)
     @given(values_of(struct))
     def round_trip(value: Struct) -> None:
         assert from_bytes(struct, to_bytes(value)) == value
@@ -187,7 +188,7 @@ def test_every_format_survives_the_wire(wanted: ResponseFormat) -> None:
     assert from_bytes(DecodeOptions, to_bytes(options)) == options
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.one_of([values_of(part) for part in PARTS.values()]), max_size=6))
 def test_every_frame_survives_the_wire(parts: list[Struct]) -> None:
     assert frame_from_bytes(frame_to_bytes(parts)) == parts

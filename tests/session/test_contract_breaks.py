@@ -15,6 +15,7 @@ from .conftest import World
 pytestmark = pytest.mark.anyio
 
 GREEDY = DecodeOptions(temperature=0, max_tokens=120)
+SHORT = structs.replace(GREEDY, max_tokens=8)
 RULES = "Be calm and kind, count when asked to count, repeat when asked to repeat.\n"
 
 
@@ -133,7 +134,8 @@ async def test_ps_tells_what_need_not_be_computed_again(world: World) -> None:
     await world.service.unload()
     names = [world.fresh_name() for _ in range(world.node.config.sequences + 4)]
     for name in names:
-        await ask(await world.open(name), [Message("user", f"{name} {RULES}")])
+        session = await world.open(name)
+        await session.turn([Message("user", f"{name} {RULES}")], options=SHORT).join()
     infos = {info.name: info for info in await world.service.sessions()}
     left = [name for name in names if infos[name].hot == 0]
     # Where idle copies slow no stream, only those leave whose sequence is needed, and the first one's is copied from.

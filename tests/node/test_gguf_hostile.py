@@ -212,6 +212,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         build({K + "embedding_length": (U32, 4096), K + "attention.head_count_kv": (U32, 60_000)}),
         "heads of",
     ),
+    "windowed heads too wide": (
+        build({K + "attention.head_count_kv": (U32, 60_000), K + "attention.value_length_swa": (U32, 60_000)}),
+        "heads of 60000",
+    ),
     "shard beyond": (build({"split.count": (U32, 2), "split.no": (U32, 2)}), "split"),
     "shards negative": (build({"split.no": (I32, -1)}), "split"),
     "shards as list": (build({"split.count": (ARRAY, (U32, [1]))}), "split"),

@@ -542,5 +542,7 @@ def _check_model(header: GGUFHeader) -> None:
         raise _Bad("none of its layers has attention heads")
     if any(header.head_count_kv) and not (header.key_length and header.value_length):
         raise _Bad("the length of its attention heads is 0")
-    if max(header.head_count_kv) * max(header.key_length, header.value_length) > 1 << 20:
-        raise _Bad(f"its layers have up to {max(header.head_count_kv)} heads of {header.key_length} elements")
+    windowed = (*header.numbers("attention.key_length_swa"), *header.numbers("attention.value_length_swa"))
+    longest = max(header.key_length, header.value_length, *windowed)
+    if max(header.head_count_kv) * longest > 1 << 20:
+        raise _Bad(f"its layers have up to {max(header.head_count_kv)} heads of {longest} elements")

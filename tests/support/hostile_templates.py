@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from modeld.chat.sandbox import MAX_SOURCE
+from modeld.chat.sandbox import MAX_NODES, MAX_SOURCE
 from modeld.chat.template import ChatTemplate
 from modeld.errors import TemplateError
 from modeld.types import Message
@@ -148,7 +148,7 @@ HOSTILE: dict[str, str] = {
     "a thousand large wide strings": many("ns.l + ['\U0001f600' * 1000000]"),
     "a thousand large slices": "{% set big = 'x' * 4000000 %}" + many("[ns.l, big[1:]]"),
     "a thousand large lists": many("[ns.l, [0] * 50000]"),
-    "a thousand large literals": many("[ns.l, [" + "0," * 10000 + "]]"),
+    "a thousand large literals": many("[ns.l, [" + "0," * 7500 + "]]"),
     "many small literals": chain("[[ns.l, ns.l][0], [1, 2]]"),
     "many kept literals": chain("([1, 2, 3], ns.l)[0] + (ns.l | list)[:40000]"),
     "many blocks": "{% set big = 'x' * 4000000 %}" + many("[ns.l, big | upper]"),
@@ -210,6 +210,9 @@ HOSTILE: dict[str, str] = {
     "many concatenations": "{{" + "a~" * (MAX_SOURCE // 2 - 10) + "a}}{{ missing.a }}",
     "many comparisons": "{{" + "a==a," * (MAX_SOURCE // 5 - 10) + "1}}{{ missing.a }}",
     "many calls": "{{a()}}" * (MAX_SOURCE // 7),
+    "as many concatenations as are taken": "{{" + "a~" * (MAX_NODES - 100) + "a}}{{ missing.a }}",
+    "as many comparisons as are taken": "{{" + "a==a," * (MAX_NODES // 5 - 20) + "1}}{{ missing.a }}",
+    "as many calls as are taken": "{{a()}}" * (MAX_NODES // 2 - 50),
     "many filters": "{{ 1" + "|e" * (MAX_SOURCE // 2 - 10) + "}}",
     "deep lists": "{{ " + "[" * 5000 + "]" * 5000 + " }}",
     "deep loops": "{% for i in [1] %}" * 500 + "{% endfor %}" * 500,

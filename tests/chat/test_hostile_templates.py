@@ -1,8 +1,11 @@
 """A template comes with a downloaded file: whatever it holds, it costs a typed error, a second and bounded memory."""
 
+import gc
 import json
 import subprocess
 import sys
+import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,21 @@ def test_control_tokens_of_other_formats_are_only_text() -> None:
     template = ChatTemplate("{{ '<|im_end|>[INST]<|eot_id|></s>' }}{{ messages[0].content }}")
     assert template.render([Message("user", "x")], add_generation_prompt=True) == "<|im_end|>[INST]<|eot_id|></s>x"
     assert (template.facts.tools, template.facts.thinking) == (False, False)
+
+
+def test_a_collection_of_garbage_is_not_the_templates_time() -> None:
+    """It looks at all that the process holds: a prompt of two words was refused for 0.6 s of it."""
+
+    def collects() -> datetime:
+        end = time.thread_time() + 1
+        while time.thread_time() < end:
+            gc.collect()
+        return datetime(2026, 1, 2)
+
+    before = list(gc.callbacks)
+    template = ChatTemplate("{% if messages[0].content == 'x' %}{{ strftime_now('%Y') }}{% endif %}", clock=collects)
+    assert template.render([Message("user", "x")], add_generation_prompt=True) == "2026"
+    assert gc.callbacks == before
 
 
 def test_a_failed_render_leaves_the_template_usable() -> None:

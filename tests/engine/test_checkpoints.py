@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from msgspec import structs
 
+from modeld.engine.backend import Slice, StepResult
 from modeld.engine.checkpoints import LINE, MOST, Checkpoints
-from modeld.engine.protocol import Done, Failed, Held, Load, Prefix, Request, Suffix, Turn, decode_result
+from modeld.engine.fake.backend import FakeBackend
+from modeld.engine.job import Job
+from modeld.engine.pool import Pool
+from modeld.engine.protocol import Done, Explain, Failed, Held, Load, Prefix, Request, Suffix, Turn, decode_result
+from modeld.engine.session import EngineSession
 from modeld.session.manifest import pack_tokens
 from modeld.types import DecodeOptions, EndPart, Message, Receipt
 
@@ -173,6 +178,38 @@ def test_an_evicted_session_comes_back_whole() -> None:
     back = engine.turn(9, 1, SYSTEM, HELLO, answer, BYE)
     assert (back.restored, back.stop) == (first.resident, None)
     assert [reply.ram for reply in engine.replies if isinstance(reply, Held)][-1] > 0
+
+
+def test_what_is_here_stays_where_a_longer_state_finds_no_cells() -> None:
+    """Else it would be gone for nothing: seen of a job that had stood still, and computed 156 tokens again."""
+    load = structs.replace(LOAD, cells=100, window=100)
+    store = Checkpoints(10**6)
+    pool = Pool(FakeBackend(load), load, lambda _: None, store)
+    prompt = list(range(70))
+    asks, busy = pool.get(1), pool.get(2)
+    for end in (60, 20):
+        compute(pool, asks, prompt[:end])
+    compute(pool, busy, [9] * 50)
+    busy.jobs.append(Job(Explain(2, 2), busy))
+    assert store.length(prompt) == 60
+    # 50 and 60 do not fit, and whose 50 they are is at work.
+    assert pool.seat(asks, prompt) == 20
+    busy.jobs.clear()
+    assert pool.seat(asks, prompt) == 0
+    assert pool.restore_next(asks, prompt) == 60
+    assert pool.audit() == ()
+
+
+def compute(pool: Pool, session: EngineSession, prompt: list[int]) -> None:
+    """The session, and RAM, have all of the prompt and nothing else."""
+    pool.release(session)
+    session.hot = 0
+    assert pool.give_sequence(session)
+    assert session.sequence is not None
+    assert pool._backend.step([Slice(session.sequence, 0, prompt, False)]) is StepResult.OK
+    session.ids = prompt
+    pool.extended(session, prompt)
+    pool.keep(session)
 
 
 def test_a_state_that_does_not_read_back_costs_a_prefill() -> None:

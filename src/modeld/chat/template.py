@@ -71,11 +71,11 @@ class ChatTemplate:
         self.source = "\n".join(sources.values())
         self.digest = hashlib.sha256(self.source.encode("utf-8", "surrogatepass")).hexdigest()
         self._tokens = {"bos_token": bos, "eos_token": eos}
-        deadline = Deadline()
-        self._templates = {name: _compile(text, clock, deadline) for name, text in sources.items()}
-        prober = Prober(self.render_with, deadline)
-        self.form = prober.find_form()
-        self.facts = prober.facts(self.name)
+        with Deadline() as limit:
+            self._templates = {name: _compile(text, clock, limit) for name, text in sources.items()}
+            prober = Prober(self.render_with, limit)
+            self.form = prober.find_form()
+            self.facts = prober.facts(self.name)
 
     @classmethod
     def from_tokenizer_config(cls, config: Mapping[str, Any], **options: Any) -> Self:
@@ -122,18 +122,22 @@ class ChatTemplate:
         if documents:
             given["documents"] = [dict(document) for document in documents]
         if not continue_final_message:
-            return self.render_with(self.form, messages, tools, given, Deadline())
+            return self._render_in_time(messages, tools, given)
         if not messages or messages[-1].role != "assistant" or not messages[-1].content or add_generation_prompt:
             raise InvalidRequestError(
                 "only an answer with text, the last message, can be continued, and without a generation prompt",
                 parameter="messages",
             )
         begun = Message("assistant", messages[-1].content + _END, thinking=messages[-1].thinking)
-        prompt = self.render_with(self.form, [*messages[:-1], begun], tools, given, Deadline())
+        prompt = self._render_in_time([*messages[:-1], begun], tools, given)
         head, found, tail = prompt.rpartition(_END.rstrip())
         if not found:
             raise TemplateError("the chat template leaves the last answer out: it cannot be continued", reason="cut")
         return head if tail.startswith(" ") else head.rstrip()
+
+    def _render_in_time(self, messages: Sequence[Message], tools: Sequence[Tool], given: Mapping[str, Any]) -> str:
+        with Deadline() as limit:
+            return self.render_with(self.form, messages, tools, given, limit)
 
     def render_with(
         self, form: Form, messages: Sequence[Message], tools: Sequence[Tool], given: Mapping[str, Any], limit: Deadline

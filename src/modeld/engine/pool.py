@@ -173,8 +173,8 @@ class Pool:
         :returns: how many.
         """
         own = shared_length(session.tape, list(ids))
-        if not self._backend.shares and self.stored(ids) > own:
-            own = 0  # A whole state that is longer comes back in its place.
+        if not self._backend.shares and (longer := self.stored(ids)) > own and self._can_come_back(session, longer):
+            own = 0  # A whole state comes back in its place.
         found, donor = self._tree.match(ids) if self._backend.shares else (own, None)
         if donor is None or donor == session.sequence or found <= own or not self._room_to_move(session, donor, found):
             if not self.give_sequence(session):
@@ -188,6 +188,11 @@ class Pool:
             self.release(session)
         self._move(session, donor, found)
         return session.hot
+
+    def _can_come_back(self, session: EngineSession, length: int) -> bool:
+        """Whether a state of so many tokens finds cells in place of what the session holds. Idle ones can leave."""
+        leaves = session.hot + sum(other.hot for other in self._idle(session))
+        return self.used() - leaves + length <= self._cells
 
     def _room_to_move(self, session: EngineSession, donor: int, length: int) -> bool:
         """Whether :meth:`_move` finds room, once the session has given up what it holds. Idle ones give way.

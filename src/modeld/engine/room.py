@@ -74,10 +74,7 @@ class Room:
 
     def seat_again(self, job: Job) -> None:
         """Its leader has come far enough, or it stood still or lost its KV: take what is there now."""
-        stood_still, job.looks_again = job.looks_again, False
-        if stood_still and not self._shares and job.leader is None and job.session.sequence is not None:
-            # What it computed would make way for a longer state in RAM, which may not come back.
-            return
+        job.looks_again = False
         before = min(job.session.hot, job.reusable)
         gained = min(self._pool.seat(job.session, job.wanted), job.reusable) - before
         if gained < 0:

@@ -50,7 +50,7 @@ def test_control_tokens_of_other_formats_are_only_text() -> None:
 
 
 def test_a_collection_of_garbage_is_not_the_templates_time() -> None:
-    """It looks at all that the process holds: a prompt of two words was refused for 0.6 s of it."""
+    """It looks at all that the process holds, of which the template made next to nothing."""
 
     def collects() -> datetime:
         end = time.thread_time() + 1

@@ -35,6 +35,8 @@ CONVERTER = """# Stands for an interpreter with optimum-intel: leaves what a rea
 import json, os, shutil, sys
 _, option, code, *arguments = sys.argv
 assert option == "-c"
+if "torchvision" in code:
+    sys.exit({stumbles})
 if "find_spec" in code:
     sys.exit({missing})
 with open({seen!r}, "w") as file:
@@ -50,13 +52,14 @@ if {damages}:
 """
 
 
-def converter(folder: Path, *, missing: int = 0, fails: bool = False, damages: bool = False) -> Path:
+def converter(folder: Path, *, missing: int = 0, stumbles: int = 0, fails: bool = False, damages: bool = False) -> Path:
     path, program = folder / "python", folder / "converter.py"
     program.write_text(
         CONVERTER.format(
             seen=str(folder / "seen.json"),
             ir=str(TINY_IR),
             missing=missing,
+            stumbles=stumbles,
             fails=fails,
             damages=damages,
         )
@@ -105,12 +108,19 @@ def test_without_the_converter_the_error_says_how_to_get_it(tmp_path: Path) -> N
 
 
 def test_what_the_converter_says_last_is_in_the_error_and_nothing_stays(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match=r"code 3\): the architecture is not known"):
+    with pytest.raises(ModelLoadError, match=r"code 3\): the architecture is not known$"):
         import_model(TINY_HF, tmp_path / "models", python=converter(tmp_path, fails=True))
     assert names(tmp_path / "models") == []
     with pytest.raises(InvalidModelError, match="cut off"):
         import_model(TINY_HF, tmp_path / "models", python=converter(tmp_path, damages=True))
     assert names(tmp_path / "models") == []
+
+
+def test_a_torchvision_that_does_not_fit_its_torch_is_named_with_the_way_out(tmp_path: Path) -> None:
+    """optimum-intel brings one; with torch's build for the processor nothing else says what is wrong."""
+    with pytest.raises(ModelLoadError, match=r"not known \(torchvision .*python -m pip uninstall torchvision\)"):
+        import_model(TINY_HF, tmp_path / "models", python=converter(tmp_path, fails=True, stumbles=1))
+    assert import_model(TINY_HF, tmp_path / "models", python=converter(tmp_path, stumbles=1))
 
 
 def test_what_is_no_model_and_what_is_taken_is_refused(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class Deadline:
     """An end in processor time of this thread, so that a busy machine fails no template.
 
     As a context manager it does not count full collections of garbage, which look at all that the process holds, of
-    sessions and files too: 0.2 s were seen where a template took 0.001. How often they are is bounded by what it makes.
+    sessions and files too: 0.2 s were seen in tests, where a template takes 0.001. What it makes bounds their number.
     """
 
     def __init__(self) -> None:

@@ -52,6 +52,7 @@ _STAGING: Final = ".import-"
 
 _LOOK: Final = "import sys; from importlib.util import find_spec as f; sys.exit(not (f('optimum') and f('torch')))"
 _CONVERT: Final = "import sys; from optimum.commands.optimum_cli import main; sys.exit(main())"
+_TORCHVISION: Final = "from importlib.util import find_spec as f; f('torchvision') and __import__('torchvision')"
 _QUIET: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CI": "true"}
 """No network, and no report to OpenVINO's makers, who are told of conversions unless the machine says that it is CI."""
 
@@ -224,5 +225,19 @@ def _run(command: list[str], environment: dict[str, str], folder: Path) -> None:
             process.kill()
             raise
     if process.returncode:
-        said = last[-1] if last else "it gave no reason"
+        said = (last[-1] if last else "it gave no reason") + _advice(command[0], environment)
         raise ModelLoadError(f"optimum-intel could not convert {folder} (code {process.returncode}): {said}")
+
+
+def _advice(interpreter: str, environment: dict[str, str]) -> str:
+    """Whether it is the torchvision that optimum-intel brings: it loads beside the torch it was built for only.
+
+    transformers says of that "Could not import module 'PreTrainedModel'": seen with torch's build for the processor.
+    """
+    looked = subprocess.run([interpreter, "-c", _TORCHVISION], env=environment, check=False, capture_output=True)
+    if not looked.returncode:
+        return ""
+    return (
+        " (torchvision was not built for the torch it is beside, and is needed for no text: "
+        f"{interpreter} -m pip uninstall torchvision)"
+    )

@@ -10,14 +10,17 @@ from grpc.aio import init_grpc_aio, shutdown_grpc_aio
 from hypothesis import settings
 
 from support.examples import HUNT, examples
+from support.progress import Progress
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Nodes that tests start do not take the one default port; those of `tests/http` name theirs."""
     os.environ["MODELD_HTTP"] = "off"
     # Each test has a time limit; an example that waits for the machine is no finding.
     settings.register_profile("modeld", deadline=None, derandomize=not HUNT, max_examples=examples(100))
     settings.load_profile("modeld")
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Progress(config))
 
 
 def pytest_collection_finish() -> None:

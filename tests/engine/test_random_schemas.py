@@ -65,7 +65,7 @@ async def answers(node: Node, seeds: range, think: str) -> list[tuple[dict[str, 
     return [pair for lane in await asyncio.gather(*map(run, range(8))) for pair in lane]
 
 
-@pytest.mark.parametrize(("seeds", "think"), [(range(240), "off"), (range(240, 480), "high")])
+@pytest.mark.parametrize(("seeds", "think"), [(range(120), "off"), (range(120, 240), "high")])
 async def test_what_ends_by_itself_fits(node: Node, seeds: range, think: str) -> None:
     ends: Counter[str] = Counter()
     for schema, result in await answers(node, seeds, think):

@@ -347,7 +347,7 @@ class CopiedSessions(WarmSessions):
 
 
 BOUNDS = settings(
-    max_examples=examples(300), stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(120), stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestSessions = Sessions.TestCase
 TestSessions.settings = BOUNDS

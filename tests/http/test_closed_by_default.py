@@ -20,6 +20,10 @@ pytestmark = pytest.mark.anyio
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "hello"}]}
 
 
+LAST = "connection: close\r\n"
+"""Else the server waits for the next request, and who reads until it closes for as long."""
+
+
 def head(
     site: Site, path: str = "/v1/models", method: str = "GET", *, host: str = "", token: str = "", more: str = ""
 ) -> bytes:
@@ -105,7 +109,7 @@ async def test_an_address_with_many_fields_is_no_failure_of_the_node(
 )
 async def test_a_foreign_host(site: Site, host: str) -> None:
     for path in ("/v1/models", "/health"):
-        answer = await site.raw(head(site, path, host=host.format(port=site.port)))
+        answer = await site.raw(head(site, path, host=host.format(port=site.port), more=LAST))
         assert status(answer) == 403
         assert b"forbidden_host" in answer
 
@@ -120,10 +124,10 @@ async def test_two_hosts_and_none(site: Site) -> None:
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "[::1]", "127.0.0.1"])
 async def test_names_of_loopback_are_ours_with_a_forwarded_port_too(site: Site, host: str) -> None:
     for own in (f"{host}:{site.port}", f"{host}:8000", host):
-        assert status(await site.raw(head(site, "/health", host=own))) == 200
-        asked = head(site, "/health", host=own, more=f"origin: http://{own}\r\n")
+        assert status(await site.raw(head(site, "/health", host=own, more=LAST))) == 200
+        asked = head(site, "/health", host=own, more=f"{LAST}origin: http://{own}\r\n")
         assert status(await site.raw(asked)) == 200
-        asked = head(site, "/health", host=own, more=f"origin: http://{host}:9999\r\n")
+        asked = head(site, "/health", host=own, more=f"{LAST}origin: http://{host}:9999\r\n")
         assert status(await site.raw(asked)) == 403
 
 
@@ -189,7 +193,7 @@ async def test_path_tricks_in_addresses(site: Site) -> None:
         "/v1//models",
         "/v1/models/",
     ):
-        answer = await site.raw(head(site, path, more="connection: close\r\n"))
+        answer = await site.raw(head(site, path, more=LAST))
         assert status(answer) == 404, path
 
 
@@ -336,7 +340,7 @@ async def test_smuggling(site: Site, more: str) -> None:
 async def test_bytes_that_are_no_request(site: Site, data: bytes) -> None:
     answer = await site.raw(data, end=True)
     assert not answer or 400 <= status(answer) < 502
-    assert status(await site.raw(head(site, "/health", more="connection: close\r\n"))) == 200
+    assert status(await site.raw(head(site, "/health", more=LAST))) == 200
 
 
 async def test_garbage_behind_a_body_ends_the_connection_only(site: Site) -> None:
@@ -452,7 +456,7 @@ async def test_more_connections_than_are_held(site: Site, monkeypatch: pytest.Mo
         for _, writer in opened:
             writer.close()
     await asyncio.sleep(0.05)
-    assert status(await site.raw(head(site, "/health", more="connection: close\r\n"))) == 200
+    assert status(await site.raw(head(site, "/health", more=LAST))) == 200
 
 
 LONG = "\x7f" * (1 << 20)

@@ -238,11 +238,11 @@ async def test_a_long_text_is_counted_beside_a_stream(world: World) -> None:
 
 
 async def test_a_cancelled_call_ends_its_work_whatever_the_way(world: World) -> None:
-    slow = "fake:delay=0.002"
+    slow = "fake:delay=0.0005"
     await world.service.embed(slow, ["x"])
     with pytest.raises(TimeoutError):
-        # All of it takes 40 s, a batch one.
-        await asyncio.wait_for(world.service.embed(slow, ["x" * 100] * 200), 0.3)
+        # All of it takes 20 s, a batch a quarter of one.
+        await asyncio.wait_for(world.service.embed(slow, ["x" * 100] * 400), 0.3)
     async with asyncio.timeout(10):
         assert len((await world.another.embed(slow, ["y" * 100] * 4)).items) == 4
         # Nobody is before this one in the next turn any more.

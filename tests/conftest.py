@@ -16,6 +16,8 @@ from support.progress import Progress
 def pytest_configure(config: pytest.Config) -> None:
     """Nodes that tests start do not take the one default port; those of `tests/http` name theirs."""
     os.environ["MODELD_HTTP"] = "off"
+    # Engines of several tests share the cores: a thread that waits for another one must not keep it from its core.
+    os.environ["OMP_WAIT_POLICY"] = "passive"
     # Each test has a time limit; an example that waits for the machine is no finding.
     settings.register_profile("modeld", deadline=None, derandomize=not HUNT, max_examples=examples(100))
     settings.load_profile("modeld")

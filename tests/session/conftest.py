@@ -62,12 +62,15 @@ async def world(
     case = ENGINES[engine] if way else shaped(engine, root)
     async with AsyncExitStack() as stack:
         # Without files: here a model that is loaded anew is a cold one.
-        yield await make_world(stack, case, way or "in-process", root, disk=0)
+        yield await make_world(stack, case, way or "in-process", root, disk=0, sequences=16)
 
 
 async def make_world(stack: AsyncExitStack, engine: EngineCase, way: str, root: Path, **settings: object) -> World:
-    """Start a node, and two clients of it."""
-    config = NodeConfig(data_root=root, allow_fake=True, **settings)  # type: ignore[arg-type]
+    """Start a node, and two clients of it.
+
+    One thread computes: those of several engines on the same cores wait for each other, which took twice the time.
+    """
+    config = NodeConfig(data_root=root, allow_fake=True, threads=1, **settings)  # type: ignore[arg-type]
     if way == "in-process":
         node = Node(config)
         stack.push_async_callback(node.aclose)

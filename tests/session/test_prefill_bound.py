@@ -27,7 +27,7 @@ def hot(tmp_path_factory: pytest.TempPathFactory) -> Hot:
         if (clients, size) not in played:
             # An agent and its branch come back, so each has a sequence id; subagents and titles take turns with what
             # is left.
-            config = NodeConfig(data_root=tmp_path_factory.mktemp("hot"), sequences=2 * clients + 8, ram=0)
+            config = NodeConfig(data_root=tmp_path_factory.mktemp("hot"), sequences=2 * clients + 8, ram=0, threads=1)
             node = Node(config)
             try:
                 made = await run_trace(node, ENGINES["llama"], Trace(clients, seed=1, size=size))
@@ -63,7 +63,7 @@ async def test_a_quarter_of_the_cells_and_ram_for_the_rest(tmp_path: Path, hot: 
     size = Size(subagents=more)
     trace, working_set = Trace(clients, seed=1, size=size), least_prefill((await hot(clients, size))[0]).cells
     ids = clients * (2 + more) + 8
-    small = Node(NodeConfig(data_root=tmp_path, sequences=ids, cells=working_set // 4, ram=10**9))
+    small = Node(NodeConfig(data_root=tmp_path, sequences=ids, cells=working_set // 4, ram=10**9, threads=1))
     try:
         made = await run_trace(small, ENGINES["llama"], trace)
         cells = (await small.status()).ledger.cells

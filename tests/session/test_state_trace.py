@@ -44,7 +44,7 @@ class Shape:
 def shape(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shape]:
     path = tmp_path_factory.mktemp("shape") / "shape.gguf"
     request.param(path)
-    backend = LlamaRuntime().load(Load(str(path), "shape", "d", 8192, 8192, sequences=1))
+    backend = LlamaRuntime().load(Load(str(path), "shape", "d", 8192, 8192, sequences=1, threads=1))
     yield Shape(path, Cold(backend), BOUNDS[request.param], LITTLE[request.param])
     backend.close()
 
@@ -54,7 +54,7 @@ async def test_what_agents_hear_is_what_each_would_hear_alone(tmp_path: Path, sh
     ram = 10**9 if plenty else shape.little
     engine = replace(ENGINES["llama"], ref=ModelRef(path=str(shape.path)))
     cold = Cold(shape.cold.backend)
-    node = Node(NodeConfig(data_root=tmp_path, sequences=3, cells=1024, ram=ram))
+    node = Node(NodeConfig(data_root=tmp_path, sequences=3, cells=1024, ram=ram, threads=1))
     try:
         trace = await run_trace(node, engine, Trace(3, seed=1, size=Size(system=150, turns=2, max_tokens=16)))
         assert (await node.status()).ledger.ram <= ram

@@ -94,7 +94,7 @@ class Cold:
 
 @pytest.fixture
 def cold() -> Iterator[Cold]:
-    backend = LlamaRuntime().load(Load(str(TINY_F16), "tiny", "d", 8192, 8192, sequences=1))
+    backend = LlamaRuntime().load(Load(str(TINY_F16), "tiny", "d", 8192, 8192, sequences=1, threads=1))
     yield Cold(backend)
     backend.close()
 
@@ -108,7 +108,7 @@ def said(result: ChatResult) -> tuple[str, str, list[tuple[str, str]], int | Non
 
 @pytest.mark.parametrize("cells", [32768, 2304], ids=["all-hot", "a-quarter-hot"])
 async def test_what_sixteen_agents_hear_is_what_each_would_hear_alone(tmp_path: Path, cold: Cold, cells: int) -> None:
-    node = Node(NodeConfig(data_root=tmp_path, sequences=40, cells=cells, ram=10**9))
+    node = Node(NodeConfig(data_root=tmp_path, sequences=40, cells=cells, ram=10**9, threads=1))
     try:
         trace = await run_trace(node, ENGINE, Trace(16, seed=1))
     finally:

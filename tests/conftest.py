@@ -16,13 +16,19 @@ from support.progress import Progress
 def pytest_configure(config: pytest.Config) -> None:
     """Nodes that tests start do not take the one default port; those of `tests/http` name theirs."""
     os.environ["MODELD_HTTP"] = "off"
-    # Engines of several tests share the cores: a thread that waits for another one must not keep it from its core.
-    os.environ["OMP_WAIT_POLICY"] = "passive"
+    # As nodes start their engines: a thread that waits for another one must not keep it from its core.
+    os.environ["GOMP_SPINCOUNT"] = "1000"
     # Each test has a time limit; an example that waits for the machine is no finding.
     settings.register_profile("modeld", deadline=None, derandomize=not HUNT, max_examples=examples(100))
     settings.load_profile("modeld")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Progress(config))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: tests wait a fifth of their time."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 def pytest_collection_finish() -> None:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 
 BOUNDS = {write_windowed: 0.1, write_hybrid: 0.1, write_recurrent: 0.02}
 """Largest difference of a logit in other batch shapes."""
-LITTLE = {write_windowed: 10**6, write_hybrid: 8 * 10**6, write_recurrent: 4 * 10**5}
+LITTLE = {write_windowed: 2 * 10**6, write_hybrid: 8 * 10**6, write_recurrent: 4 * 10**5}
 """Bytes of RAM: some states of these models, not all that the trace makes."""
 
 

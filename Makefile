@@ -14,7 +14,7 @@ setup: ## make or update .venv; does nothing when it is up to date
 run: setup ## start a node, ask the bundled tiny model, print answer and receipt, stop the node
 	@$(PY) scripts/demo.py
 
-test: setup ## all tests, on up to four cores
+test: setup ## all tests, by up to four workers
 	-@$(PY) scripts/browser.py
 	@$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 

